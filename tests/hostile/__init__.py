@@ -1,0 +1,1 @@
+"""Files and builders of files that must be refused."""
