@@ -1,0 +1,88 @@
+"""The seam between a model definition and whatever looks at or edits its residual stream.
+
+A block joins the residual stream twice, `h = h + attn(norm(h))` and `h = h + mlp(norm(h))`, and
+each join is one tap. A definition asks `taps.at(layer, join)` for it and calls `tap.join(h, r)`;
+with `taps=None` it uses `NO_TAPS`, whose taps are the plain add. Capture, steering and patching are
+taps; a definition never hears of vectors, strengths or phases, and nothing is stored on its
+modules.
+
+Shapes: `h` and `r` are `[B, T, D]` in the model's dtype and keep shape and dtype.
+This module knows nothing of vectors or models.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import mlx.core as mx
+
+__all__ = ["JOINS", "NO_TAPS", "PLAIN", "SITES", "Add", "Join", "Tap", "Taps", "site_place"]
+
+Join = Literal["attn", "mlp"]
+Add = Callable[[mx.array, mx.array], mx.array]
+
+JOINS: tuple[Join, Join] = ("attn", "mlp")
+
+# site -> (join, whether it edits the residual stream after the add rather than the sub-layer's
+# output)
+SITES: dict[str, tuple[Join, bool]] = {
+    "attn_out": ("attn", False),
+    "resid_mid": ("attn", True),
+    "mlp_out": ("mlp", False),
+    "resid_post": ("mlp", True),
+}
+
+
+def site_place(join: Join, stream: bool) -> str:
+    """Return the site that a join has before (`stream=False`) or after the add."""
+    return next(site for site, place in SITES.items() if place == (join, stream))
+
+
+class Tap:
+    """One join of one block. This one is the plain add; others override `write` and `stream`."""
+
+    def write(self, r: mx.array) -> mx.array:
+        """Edit the sub-layer's output before it joins (`attn_out`, `mlp_out`)."""
+        return r
+
+    def stream(self, h: mx.array) -> mx.array:
+        """Edit the residual after the join (`resid_mid`, `resid_post`)."""
+        return h
+
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
+        """Return `stream(add(h, write(r)))`; `add` is the family's own (Gemma 3 clips)."""
+        return self.stream(add(h, self.write(r)))
+
+
+class _Plain(Tap):
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
+        return add(h, r)
+
+
+PLAIN = _Plain()
+
+
+class Taps:
+    """The taps of one forward pass: a table of (layer, join), plain where nothing is listed.
+
+    `hits` counts how often a listed tap was asked for, so that a caller can tell a definition that
+    skipped one from one that did not: the count is of Python calls and costs no evaluation.
+    """
+
+    def __init__(self, table: Mapping[tuple[int, Join], Tap]) -> None:
+        self.table = dict(table)
+        self.hits = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def at(self, layer: int, join: Join) -> Tap:
+        """Return the tap of one join of one block."""
+        tap = self.table.get((layer, join))
+        if tap is None:
+            return PLAIN
+        self.hits += 1
+        return tap
+
+
+NO_TAPS = Taps({})
