@@ -1,0 +1,159 @@
+"""Bring a model from the Hub into the local cache: only the files that are needed, one commit.
+
+A revision is resolved to a commit first, and everything comes from that commit. What is in the
+cache already is used without a connection. It knows nothing of what the files mean: the caller
+checks the config before the weights are fetched.
+"""
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import errors as hub
+
+from .errors import MlxsteerError
+from .progress import Progress, silent
+
+__all__ = ["check_sha256", "download_file", "download_model"]
+
+NEEDED = ["*.jinja", "*.json", "*.txt", "model*.safetensors", "tokenizer.model"]
+NESTED = ["*/*"]  # onnx/, original/ and the like
+
+Check = Callable[[dict[str, Any], int], None]
+
+
+def download_model(
+    repo: str, revision: str | None, check: Check, progress: Progress = silent
+) -> tuple[Path, str]:
+    """The local folder of a repository's model, and its commit.
+
+    `check(config, weight_bytes)` is called before any weights are fetched and may refuse.
+    """
+    with _one_line(repo, revision):
+        commit = HfApi().resolve_revision(repo, revision=revision).resolved
+        try:
+            folder = snapshot_download(
+                repo,
+                revision=commit,
+                allow_patterns=NEEDED,
+                ignore_patterns=NESTED,
+                local_files_only=True,
+            )
+            return Path(folder), commit
+        except hub.LocalEntryNotFoundError:
+            pass
+        files = _needed_files(repo, commit)
+        progress("downloading", 0, len(files))
+        path = hf_hub_download(repo, "config.json", revision=commit)
+        weights = sum(size for name, size in files.items() if name.endswith(".safetensors"))
+        check(_json_object(path, repo), weights)
+        folder = snapshot_download(
+            repo, revision=commit, allow_patterns=NEEDED, ignore_patterns=NESTED
+        )
+        progress("downloading", len(files), len(files))
+        return Path(folder), commit
+
+
+def download_file(repo: str, file: str, revision: str | None) -> Path:
+    """One file of a repository."""
+    with _one_line(repo, revision):
+        return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def check_sha256(path: Path, expected: str, way_out: str) -> None:
+    """Refuse a file that is not the one that was meant; nothing is checked if `expected` is ""."""
+    if not expected:
+        return
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MlxsteerError(f"{path} cannot be read: {error.strerror}") from error
+    if found != expected:
+        raise MlxsteerError(
+            f"{path} has the sha256 {found[:12]}..., not {expected[:12]}...: {way_out}"
+        )
+
+
+def _needed_files(repo: str, commit: str) -> dict[str, int]:
+    """Name and size of the files to fetch."""
+    siblings = HfApi().model_info(repo, revision=commit, files_metadata=True).siblings or []
+    names = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
+    files = {
+        name: size
+        for name, size in names.items()
+        if "/" not in name and any(fnmatch(name, pattern) for pattern in NEEDED)
+    }
+    if not any(name.endswith(".safetensors") for name in files):
+        gguf = sorted(name for name in names if name.endswith(".gguf"))
+        hint = (
+            f"download one of its GGUF files, such as {gguf[0]}, and give its path"
+            if gguf
+            else ("take a conversion of it to safetensors")
+        )
+        raise MlxsteerError(f"{repo} has no weights in safetensors: {hint}")
+    if "config.json" not in files:
+        raise MlxsteerError(f"{repo} has no config.json: it is not a model that can be loaded")
+    return files
+
+
+def _json_object(path: str, repo: str) -> dict[str, Any]:
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise MlxsteerError(f"the config.json of {repo} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise MlxsteerError(f"the config.json of {repo} is not a JSON object")
+    return config
+
+
+@contextmanager
+def _one_line(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub's library raises into one line with the way out."""
+    at = f" at {revision}" if revision else ""
+    try:
+        yield
+    except hub.GatedRepoError as error:
+        raise MlxsteerError(
+            f"{repo} is gated: accept its terms on its page, then run hf auth login"
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise MlxsteerError(f"{repo} has no revision {revision!r}: leave it out") from error
+    except hub.RepositoryNotFoundError as error:
+        raise MlxsteerError(
+            f"no model {repo!r} is on the Hub, or it is private (run hf auth login), and no "
+            "folder has that name"
+        ) from error
+    except hub.HFValidationError as error:
+        raise MlxsteerError(f"{repo!r} is not a Hub id: write owner/name") from error
+    except (
+        hub.LocalEntryNotFoundError,
+        hub.OfflineModeIsEnabled,
+        hub.RevisionResolutionError,
+    ) as error:
+        raise MlxsteerError(
+            f"the Hub cannot be reached and {repo}{at} is not in the cache: connect, or give a "
+            "folder or a .gguf file"
+        ) from error
+    except hub.EntryNotFoundError as error:
+        raise MlxsteerError(f"{repo}{at} lacks a file: {_first(error)}") from error
+    except hub.HfHubHTTPError as error:
+        raise MlxsteerError(f"the Hub refused {repo}{at}: {_first(error)}") from error
+    except hub.HTTPError as error:  # type: ignore[attr-defined]
+        raise MlxsteerError(
+            f"the connection to the Hub broke while fetching {repo}{at}: {_first(error)}; try again"
+        ) from error
+    except OSError as error:
+        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
+        raise MlxsteerError(f"{repo} cannot be stored{full}: {error}") from error
+
+
+def _first(error: Exception) -> str:
+    """The first line of what another library said."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

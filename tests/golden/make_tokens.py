@@ -1,0 +1,136 @@
+"""Make smollm2_tokens.json and tokenizers.json with llama.cpp, once and by hand.
+
+    python tests/golden/make_tokens.py SMOLLM2.gguf [LIBRARY]
+
+Needs the package llama-cpp-py-sync. LIBRARY is another build of llama.cpp to open, where the
+package's own does not run. The tests compare token ids with these files and never run llama.cpp.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter
+from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+HERE = Path(__file__).parent
+PRE = ["default", "gpt-2", "llama-bpe", "smaug-bpe", "smollm", "tekken"]
+CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
+DEFINED = ["<tool>", "   "]
+
+# What is tokenized is written in the file itself; training leaves out what special tokens spell.
+TEXTS = json.loads((HERE / "smollm2_tokens.json").read_text())["texts"]
+PLAIN = [text for text in TEXTS if "<" not in text]
+
+
+def write(
+    path: Path, kind: str, pre: str, tokens: list[str], types: list[int], **more: Any
+) -> None:
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    for name, value in more.items():
+        getattr(writer, name)(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def byte_level() -> dict[str, Any]:
+    """A vocabulary whose merges run across words: how a text is split decides everything."""
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(".{1,12}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, min_frequency=1, initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(PLAIN * 2, trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    return {"tokens": tokens, "merges": [" ".join(pair) for pair in model["merges"]]}
+
+
+def sentence_piece() -> dict[str, Any]:
+    trained = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, limit_alphabet=90, special_tokens=special, show_progress=False
+    )
+    trained.train_from_iterator(PLAIN, trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    rank = {"".join(pair): -float(i) for i, pair in reversed(list(enumerate(model["merges"])))}
+    scores = [rank.get(t, 0.0 if i < len(special) else -1e4 - i) for i, t in enumerate(tokens)]
+    types = [2, 3, 3] + [6] * 256 + [1] * (len(tokens) - len(special))
+    return {
+        "tokens": [*tokens, "[INST]", "<tool>"],
+        "scores": [*scores, 0.0, 0.0],
+        "types": [*types, 3, 4],
+    }
+
+
+def main(smollm2: str, library: str | None) -> None:
+    ffi = get_ffi()
+    llama = ffi.dlopen(library) if library else get_lib()
+    llama.llama_backend_init()
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+
+    def tokenize(path: Path, special: bool) -> list[list[int]]:
+        model = llama.llama_model_load_from_file(str(path).encode(), params)
+        vocabulary = llama.llama_model_get_vocab(model)
+        found = []
+        for text in TEXTS:
+            raw = text.encode()
+            room = ffi.new(f"llama_token[{len(raw) + 16}]")
+            n = llama.llama_tokenize(vocabulary, raw, len(raw), room, len(raw) + 16, special, True)
+            found.append(list(room[0:n]))
+        return found
+
+    def save(name: str, content: dict[str, Any]) -> None:
+        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items())
+        (HERE / name).write_text(f"{{\n{lines}\n}}\n")
+
+    save("smollm2_tokens.json", {"texts": TEXTS, "ids": tokenize(Path(smollm2), False)})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocabulary.gguf"
+        bpe, spm = byte_level(), sentence_piece()
+        n = len(bpe["tokens"])
+        bpe["tokens"] += [*CONTROL, *DEFINED]
+        bpe["types"] = [1] * n + [3] * len(CONTROL) + [4] * len(DEFINED)
+        found: dict[str, Any] = {"texts": TEXTS, "gpt2": bpe, "llama": spm}
+        for pre in PRE:
+            more = {"add_token_merges": bpe["merges"], "add_bos_token_id": n}
+            write(path, "gpt2", pre, bpe["tokens"], bpe["types"], **more, add_eos_token_id=n + 1)
+            found[f"gpt2 {pre}"] = tokenize(path, True)
+        for prefix in (True, False):
+            more = {"add_token_scores": spm["scores"], "add_add_space_prefix": prefix}
+            more |= {"add_bos_token_id": 1, "add_eos_token_id": 2, "add_unk_token_id": 0}
+            write(path, "llama", "default", spm["tokens"], spm["types"], **more)
+            found[f"llama {'prefix' if prefix else 'plain'}"] = tokenize(path, True)
+        save("tokenizers.json", found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
