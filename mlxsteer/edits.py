@@ -1,79 +1,169 @@
 """The algebra of edits: what is done to one activation, written once as arithmetic on arrays.
 
-An edit is a `kind` (hashable, decides the formula) and `arrays` (strengths and directions, the only
-things that change while a model writes). Strengths always travel as arrays: a Python float inside
-a compiled function would be frozen there, the slider would move and nothing would change.
+Every edit is a case of
 
-`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds:
-for additive edits one graph node, as many as the plain add, in every dtype. Vectors are float32 and
-are cast to the dtype of the stream inside the compiled function, so that a bfloat16 stream stays
-bfloat16.
+    x + sum_i w * (a_i + g_i * f(x . r_i + b_i)) d_i
 
-Shapes: `x`, `h`, `r` are `[B, T, D]`; an additive vector is `[D]` or `[B, 1, D]`, its weight over
-tokens `[1, T, 1]` or `[B, T, 1]`. This module knows nothing of layers, sites, phases or files.
+with directions `d`, reading rows `r` (the directions themselves unless an SAE brings its encoder
+row), `f` the identity or relu, and a weight `w` over tokens. All edits of one place read the same
+`x`. An `Edit` is a `kind` (hashable, decides the formula) and `arrays`, the only things that change
+while a model writes: a Python float inside a compiled function would be frozen there, the slider
+would move and nothing would change.
+
+`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds.
+Additive edits are one graph node, as many as the plain add, in every dtype: vectors are float32 and
+are cast to the stream's dtype inside the compiled function, so a bfloat16 stream stays bfloat16.
+The others read and sum in float32 and round once.
+
+Shapes: `x`, `h`, `r` are `[B, T, D]`. Rows of a batch that agree share their arrays, else these
+have a leading `B`. This module knows nothing of layers, sites, phases or files.
 """
 
+import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["Edit", "add", "apply", "join"]
+__all__ = ["Edit", "Kind", "add", "apply", "join", "keep_norm", "read_and_write", "weighted"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which formula.
+
+    Attributes:
+        name: `add` (v), `one` and `many` (r, b, a, g, d) or `norm` (keep).
+        weighted: whether a weight over tokens follows the operands.
+        relu: whether the reading passes a relu.
+    """
+
+    name: str
+    weighted: bool = False
+    relu: bool = False
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit of one activation.
+    """One edit of one activation: a formula and its operands, in its order."""
 
-    Attributes:
-        kind: which formula. `add`: `x + v`; `add-weighted`: `x + w * v`.
-        arrays: the operands of the formula, in its order.
-    """
-
-    kind: str
+    kind: Kind
     arrays: tuple[mx.array, ...]
 
 
-_OPERANDS = {"add": 1, "add-weighted": 2}
+_OPERANDS = {"add": 1, "one": 5, "many": 5, "norm": 1}
 
 
-def add(vector: mx.array, weight: mx.array | None = None) -> Edit:
-    """Return the additive edit `x + weight * vector` (contrastive activation addition)."""
-    if weight is None:
-        return Edit("add", (vector,))
-    return Edit("add-weighted", (vector, weight))
+def add(vector: mx.array) -> Edit:
+    """Return `x + v` (contrastive activation addition, Rimsky et al. 2023, arXiv:2312.06681).
+
+    Args:
+        vector: `[D]` or `[B, 1, D]`.
+    """
+    return Edit(Kind("add"), (vector,))
 
 
-def _edited(x: mx.array, kinds: tuple[str, ...], arrays: Iterator[mx.array]) -> mx.array:
-    for kind in kinds:
-        operands = [next(arrays) for _ in range(_OPERANDS[kind])]
-        v = operands[0] if kind == "add" else operands[0] * operands[1]
-        x = x + v.astype(x.dtype)
-    return x
+def read_and_write(
+    rows: mx.array,
+    bias: mx.array,
+    base: mx.array,
+    gain: mx.array,
+    directions: mx.array,
+    *,
+    relu: bool = False,
+) -> Edit:
+    """Return `x + sum_i (base_i + gain_i f(x . rows_i + bias_i)) directions_i`.
+
+    Args:
+        rows: what is read, `[k, D]` or `[B, k, D]`.
+        bias, base, gain: `[k]` or `[B, k]`.
+        directions: what is written, as `rows`.
+        relu: `f` is relu instead of the identity.
+    """
+    numbers = tuple(x if x.ndim == 1 else x[:, None, :] for x in (bias, base, gain))
+    if rows.shape[-2] == 1:  # [D] or [B, 1, D]: one reduction is cheaper than two products
+        flat = (rows[0], directions[0]) if rows.ndim == 2 else (rows, directions)
+        arrays: tuple[mx.array, ...] = (flat[0], *numbers, flat[1])
+    else:
+        columns = mx.contiguous(mx.swapaxes(rows, -1, -2))
+        arrays = tuple(x if x.ndim == 3 else x[None] for x in (columns, *numbers, directions))
+    mx.eval(arrays)
+    return Edit(Kind("one" if rows.shape[-2] == 1 else "many", relu=relu), arrays)
+
+
+def weighted(edit: Edit, weight: mx.array) -> Edit:
+    """Return the edit with a weight over tokens, `[1, T, 1]` or `[B, T, 1]`."""
+    return Edit(dataclasses.replace(edit.kind, weighted=True), (*edit.arrays, weight))
+
+
+def keep_norm(rows: mx.array) -> Edit:
+    """Return the edit that gives every token the norm back that it had before the other edits.
+
+    Args:
+        rows: `[1, 1, 1]` or `[B, 1, 1]`, 1 for rows of the batch that keep norms, 0 for others.
+    """
+    return Edit(Kind("norm"), (rows,))
+
+
+def _edited(x: mx.array, kinds: tuple[Kind, ...], arrays: Iterator[mx.array]) -> mx.array:
+    operands = [
+        (kind, [next(arrays) for _ in range(_OPERANDS[kind.name] + kind.weighted)])
+        for kind in kinds
+    ]
+    if all(kind.name == "add" for kind in kinds):
+        for kind, (v, *weight) in operands:
+            x = x + (v * weight[0] if kind.weighted else v).astype(x.dtype)
+        return x
+    before = x.astype(mx.float32)
+    parts, keep = [], None
+    for kind, values in operands:
+        if kind.name == "norm":
+            keep = values[0]
+            continue
+        if kind.name == "add":
+            part = values[0]
+        else:
+            rows, bias, base, gain, directions = values[:5]
+            one = kind.name == "one"
+            reading = bias + ((before * rows).sum(-1, keepdims=True) if one else before @ rows)
+            write = base + gain * (mx.maximum(reading, 0) if kind.relu else reading)
+            part = write * directions if one else write @ directions
+        parts.append(part * values[-1] if kind.weighted else part)
+    total = functools.reduce(operator.add, parts)
+    if keep is None:
+        return (before + total).astype(x.dtype)
+    old = mx.square(before).sum(-1, keepdims=True)
+    new = mx.square(before + total).sum(-1, keepdims=True)
+    ratio = mx.where((new > 0) & (keep > 0), mx.sqrt(old / mx.where(new > 0, new, 1)), 1)
+    # not (before + total) * ratio: that sum would be a kernel of its own, read twice
+    return (before * ratio + total * ratio).astype(x.dtype)
 
 
 def apply(x: mx.array, edits: tuple[Edit, ...]) -> mx.array:
-    """Return `x` with the edits done in order, uncompiled: what `join` fuses."""
+    """Return `x` with the edits done, uncompiled: what `join` fuses."""
     return _edited(x, *_flat(edits))
 
 
-def _flat(edits: tuple[Edit, ...]) -> tuple[tuple[str, ...], Iterator[mx.array]]:
+def _flat(edits: tuple[Edit, ...]) -> tuple[tuple[Kind, ...], Iterator[mx.array]]:
     return tuple(e.kind for e in edits), (a for e in edits for a in e.arrays)
 
 
 @functools.cache
 def _compiled(
     plain_add: Callable[[mx.array, mx.array], mx.array],
-    writes: tuple[str, ...],
-    streams: tuple[str, ...],
+    writes: tuple[Kind, ...],
+    streams: tuple[Kind, ...],
 ) -> Callable[..., mx.array]:
     def fused(h: mx.array, r: mx.array, *arrays: mx.array) -> mx.array:
         rest = iter(arrays)
         r = _edited(r, writes, rest)
         return _edited(plain_add(h, r), streams, rest)
 
-    compiled: Callable[..., mx.array] = mx.compile(fused, shapeless=True)
+    # a product in a shapeless graph drags broadcasts along; without it a new length is traced anew
+    shapeless = all(kind.name == "add" for kind in (*writes, *streams))
+    compiled: Callable[..., mx.array] = mx.compile(fused, shapeless=shapeless)
     return compiled
 
 

@@ -17,7 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .errors import MlxsteerError, UsageError
-from .steering import Steering, taps
+from .plan import taps
+from .steering import Steering
 from .taps import Taps
 
 __all__ = ["Live", "Steered", "SteeringState", "check_steering"]

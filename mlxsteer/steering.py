@@ -1,41 +1,31 @@
-"""What the user asked for, and its translation into taps: vectors x strengths x phases.
+"""What the user asked for: vectors x strengths x phases x schedules, as frozen values.
 
-`Steering` is a frozen value. `taps` turns the steerings of the rows of a batch and the positions
-that the next forward pass will read into the edits of that pass. All additive edits of one tap
-collapse into one array, so ten vectors cost what one costs, and rows with different vectors differ
-only in that array. A strength of 0, a zero vector and a phase outside the pass leave no trace: no
-tap, the plain graph.
-
-Positions are absolute token positions, 0-based. Shapes: `B` rows, `T` tokens of the pass, `D`
-width. It knows nothing of models, caches or generation.
+`Steering.at` says what acts on a stretch of positions, and how strongly on each: plain numbers of
+the host. Positions are absolute token positions, 0-based. It knows nothing of arrays on a device,
+of models, caches or generation.
 """
 
-import functools
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import mlx.core as mx
-import numpy as np
-
-from . import edits
 from .errors import UsageError
-from .taps import NO_TAPS, SITES, Add, Join, Tap, Taps
 from .vector import Vector
 
-__all__ = ["Phase", "Steering", "Term", "Weights", "taps"]
+__all__ = ["CONSTANT", "Acting", "Phase", "Schedule", "Steering", "Term", "Weights"]
 
-# How strongly a term acts on the tokens of one pass: one number per token, or None for 1
-# everywhere.
+# How strongly a term acts on the tokens of one pass: a number per token, or None for 1 everywhere.
 Weights = tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
 class Phase:
-    """When a term acts: `all`, `prompt`, `response`, or the token window `start:stop`.
+    """When a term acts: `all`, `prompt`, `response`, `answer`, or the token window `start:stop`.
 
     `response` begins at the LAST position of the prompt, so that the first generated token is
-    steered already; `prompt` is everything before it.
+    steered already; `prompt` is everything before it. `answer` is the part of the response behind
+    the last token that closes its thinking; without thinking it is the response.
     """
 
     name: str
@@ -44,45 +34,93 @@ class Phase:
 
     @classmethod
     def parse(cls, text: "str | Phase") -> "Phase":
-        """Read `all`, `prompt`, `response`, `START:STOP`, `START:` or `:STOP`.
+        """Read `all`, `prompt`, `response`, `answer`, `START:STOP`, `START:` or `:STOP`.
 
         Raises:
             UsageError: anything else.
         """
         if isinstance(text, Phase):
             return text
-        if text in ("all", "prompt", "response"):
+        if text in ("all", "prompt", "response", "answer"):
             return cls(text)
         start, colon, stop = text.partition(":")
-        if colon and all(part == "" or part.isdecimal() for part in (start, stop)):
+        if colon and text != ":" and all(p == "" or p.isdecimal() for p in (start, stop)):
             window = cls(text, int(start or 0), int(stop) if stop else None)
             if window.stop is None or window.stop > window.start:
                 return window
         raise UsageError(
-            f"phase {text!r}: use all, prompt, response or a token window such as 0:20"
+            f"phase {text!r}: use all, prompt, response, answer or a token window such as 0:20"
         )
+
+    @property
+    def is_window(self) -> bool:
+        """Whether it is a window of tokens rather than a named phase."""
+        return ":" in self.name
 
     @property
     def needs_prompt_length(self) -> bool:
         """Whether the phase can only be placed when the prompt's length is known."""
-        return self.name in ("prompt", "response")
+        return self.name in ("prompt", "response", "answer")
 
     def span(self, prompt_length: int | None) -> tuple[int, float]:
-        """Return the half-open range of positions in which the phase holds.
+        """Return the half-open range of positions in which the phase can hold.
 
         Raises:
             UsageError: the phase needs the prompt's length and it is None.
         """
         if not self.needs_prompt_length:
             return self.start, math.inf if self.stop is None else self.stop
-        if prompt_length is None:
-            raise UsageError(
-                f"phase {self.name!r} needs the prompt's length: "
-                "make_cache(steering, prompt_length=len(prompt))"
-            )
-        if self.name == "prompt":
-            return 0, prompt_length - 1
-        return prompt_length - 1, math.inf
+        known = _known(prompt_length, f"phase {self.name!r}")
+        return (0, known - 1) if self.name == "prompt" else (known - 1, math.inf)
+
+
+def _known(prompt_length: int | None, what: str) -> int:
+    if prompt_length is None:
+        raise UsageError(
+            f"{what} needs the prompt's length: make_cache(steering, prompt_length=len(prompt))"
+        )
+    return prompt_length
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a strength changes with the tokens of the response: `constant`, `decay(n)`, `ramp(n)`.
+
+    With `t` counted from the response's start (0 there), `decay(n)` is `0.5 ** (t / n)`, n its half
+    life, and 1 before; `ramp(n)` is `(t + 1) / n` up to 1, and 0 before.
+    """
+
+    name: str = "constant"
+    length: float = 0.0
+
+    @classmethod
+    def parse(cls, text: "str | Schedule") -> "Schedule":
+        """Read `constant`, `decay(N)` or `ramp(N)`.
+
+        Raises:
+            UsageError: anything else, among it a schedule without its length.
+        """
+        if isinstance(text, Schedule):
+            return text
+        if text == "constant":
+            return CONSTANT
+        if match := re.fullmatch(r"(decay|ramp)\((\d+(?:\.\d+)?)\)", text):
+            if float(match[2]) > 0:
+                return cls(match[1], float(match[2]))
+        elif text in ("decay", "ramp"):
+            raise UsageError(f"schedule {text!r} has no length: use {text}(32) for 32 tokens")
+        raise UsageError(f"schedule {text!r}: use constant, decay(32) or ramp(32), in tokens")
+
+    def factor(self, t: int) -> float:
+        """Return the factor at token `t` of the response; negative is before it."""
+        if self.name == "decay":
+            return float(0.5 ** (max(t, 0) / self.length))
+        if self.name == "ramp":
+            return min(1.0, max(t + 1, 0) / self.length)
+        return 1.0
+
+
+CONSTANT = Schedule()
 
 
 @dataclass(frozen=True)
@@ -92,15 +130,45 @@ class Term:
     vector: Vector
     strength: float
     phase: Phase
+    schedule: Schedule = CONSTANT
 
     def weights(self, start: int, length: int, prompt_length: int | None) -> Weights | bool:
-        """Return how the term acts on positions `start .. start+length`: False is not at all."""
+        """Return how the term acts on positions `start .. start+length`: False is not at all.
+
+        Edits that read the stream leave position 0 alone, where the attention sink has coordinates
+        far beyond all others; a window that names position 0 includes it.
+        """
         first, last = self.phase.span(prompt_length)
-        if first <= start and start + length <= last:
-            return None
+        if self.vector.op != "add" and not self.phase.is_window:
+            first = max(first, 1)
         if last <= start or start + length <= first:
             return False
-        return tuple(1.0 if first <= p < last else 0.0 for p in range(start, start + length))
+        if self.schedule == CONSTANT:
+            if first <= start and start + length <= last:
+                return None
+            return tuple(float(first <= p < last) for p in range(start, start + length))
+        origin = _known(prompt_length, f"schedule {self.schedule.name!r}") - 1
+        weights = tuple(
+            self.schedule.factor(p - origin) if first <= p < last else 0.0
+            for p in range(start, start + length)
+        )
+        return weights if any(weights) else False
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What acts on one row in one pass: a vector, its strength and its weights over the tokens.
+
+    Attributes:
+        in_answer: whether it waits for the thinking to close; the weights hold from there only.
+        keep_norm: whether every token keeps the norm that it had.
+    """
+
+    vector: Vector
+    strength: float
+    weights: Weights = None
+    in_answer: bool = False
+    keep_norm: bool = False
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -110,26 +178,37 @@ class Steering:
         Steering((joy, 1.0), (terse, -0.5), phase="response")
 
     Args:
-        pairs: `(vector, strength)`; 0 is off, 1 the vector's calibrated strength, negative its
-            opposite.
+        pairs: `(vector, strength)`; 0 is off, 1 the calibrated strength, negative its opposite.
         phase: when all of them act; None (default) is each vector's own phase.
+        schedule: how the strength changes along the response.
+        keep_norm: give every token the norm back that it had before the edits of a place.
 
     Raises:
-        UsageError: a strength that is no finite number, an unknown phase.
+        UsageError: a strength that is no finite number, an unknown phase or schedule.
     """
 
     terms: tuple[Term, ...]
+    keep_norm: bool
 
-    def __init__(self, *pairs: tuple[Vector, float], phase: "str | Phase | None" = None) -> None:
+    def __init__(
+        self,
+        *pairs: tuple[Vector, float],
+        phase: str | Phase | None = None,
+        schedule: str | Schedule = CONSTANT,
+        keep_norm: bool = False,
+    ) -> None:
         chosen = None if phase is None else Phase.parse(phase)
+        along = Schedule.parse(schedule)
         terms = []
         for vector, strength in pairs:
             if isinstance(strength, bool) or not isinstance(strength, (int, float)):
                 raise UsageError(f"strength of {vector.name!r} is {strength!r}: use a number")
             if not math.isfinite(strength):
                 raise UsageError(f"strength of {vector.name!r} is {strength}: use a finite number")
-            terms.append(Term(vector, float(strength), chosen or Phase.parse(vector.phase)))
+            when = chosen or Phase.parse(vector.phase)
+            terms.append(Term(vector, float(strength), when, along))
         object.__setattr__(self, "terms", tuple(terms))
+        object.__setattr__(self, "keep_norm", keep_norm)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Steering":
         return self  # mlx-lm copies caches, and what they hold, when it splits batches
@@ -138,22 +217,34 @@ class Steering:
         return iter(self.terms)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{t.vector.name}={t.strength:g} ({t.phase.name})" for t in self.terms)
-        return f"Steering({inside})"
+        inside = ", ".join(
+            f"{t.vector.name}={t.strength:g} ({t.phase.name}"
+            + ("" if t.schedule == CONSTANT else f", {t.schedule.name}({t.schedule.length:g})")
+            + ")"
+            for t in self.terms
+        )
+        return f"Steering({inside}{', keep_norm' if self.keep_norm else ''})"
 
     def __add__(self, other: "Steering") -> "Steering":
-        """Return both at once."""
-        return Steering._of(self.terms + other.terms)
+        """Return both at once.
+
+        Raises:
+            UsageError: one keeps norms and the other does not.
+        """
+        if self.terms and other.terms and self.keep_norm != other.keep_norm:
+            raise UsageError("one steering keeps norms and the other does not: choose for both")
+        return Steering._of(self.terms + other.terms, self.keep_norm or other.keep_norm)
 
     def __mul__(self, factor: float) -> "Steering":
         """Return the same with every strength multiplied."""
-        return Steering._of(replace(t, strength=t.strength * factor) for t in self.terms)
+        terms = (replace(t, strength=t.strength * factor) for t in self.terms)
+        return Steering._of(terms, self.keep_norm)
 
     __rmul__ = __mul__
 
     @classmethod
-    def _of(cls, terms: Iterable[Term]) -> "Steering":
-        steering = cls()
+    def _of(cls, terms: Iterable[Term], keep_norm: bool) -> "Steering":
+        steering = cls(keep_norm=keep_norm)
         object.__setattr__(steering, "terms", tuple(terms))
         return steering
 
@@ -162,102 +253,12 @@ class Steering:
         """The terms that change anything: a nonzero strength of a nonzero vector."""
         return tuple(t for t in self.terms if t.strength != 0 and not t.vector.is_zero)
 
-    def at(self, start: int, length: int, prompt_length: int | None) -> "RowPass":
-        """Return the terms that act on `length` positions from `start`, with their weights."""
-        acting = ((t, t.weights(start, length, prompt_length)) for t in self.active)
-        return tuple((t.vector, t.strength, w) for t, w in acting if not isinstance(w, bool))
-
-
-# What acts on one row of a pass.
-RowPass = tuple[tuple[Vector, float, Weights], ...]
-
-
-class EditTap(Tap):
-    """The tap of one join with the edits of one pass, fused into one compiled call."""
-
-    def __init__(self, writes: tuple[edits.Edit, ...], streams: tuple[edits.Edit, ...]) -> None:
-        self.writes = writes
-        self.streams = streams
-
-    def write(self, r: mx.array) -> mx.array:
-        return edits.apply(r, self.writes)
-
-    def stream(self, h: mx.array) -> mx.array:
-        return edits.apply(h, self.streams)
-
-    def join(self, h: mx.array, r: mx.array, add: Add = lambda h, r: h + r) -> mx.array:
-        return edits.join(h, r, self.writes, self.streams, add)
-
-
-@functools.lru_cache(maxsize=16)
-def taps(rows: tuple[RowPass, ...]) -> Taps:
-    """Return the taps of one pass over a batch.
-
-    While nothing changes, a decode loop asks for the same rows again and again and gets the same
-    taps with the same arrays: the arrays are made on the host when a strength changes, never in the
-    loop.
-
-    Args:
-        rows: what acts on each row of the batch; all rows alike may be given once.
-    """
-    if len(set(rows)) == 1:
-        rows = rows[:1]
-    if not any(rows):
-        return NO_TAPS
-    slots = _slots(rows)
-    places = sorted({(v.site, layer) for row in rows for v, _, _ in row for layer in v.layers})
-    found: dict[tuple[int, Join], dict[bool, tuple[edits.Edit, ...]]] = {}
-    for site, layer in places:
-        join, stream = SITES[site]
-        made = (_additive(slot, weight, site, layer) for slot, weight in slots)
-        found.setdefault((layer, join), {})[stream] = tuple(e for e in made if e is not None)
-    return Taps({k: EditTap(s.get(False, ()), s.get(True, ())) for k, s in found.items()})
-
-
-# Per row of the batch: the vectors and strengths that share one weight over tokens.
-Slot = list[list[tuple[Vector, float]]]
-
-
-def _slots(rows: tuple[RowPass, ...]) -> list[tuple[Slot, mx.array | None]]:
-    """Sort what acts by its weights over tokens: each slot becomes one array per tap.
-
-    Rows need not agree: the n-th slot holds the n-th distinct weights of every row, so a batch of
-    any mixture has as many slots as its most varied row has different weights, nearly always one.
-    """
-    per_row: list[dict[Weights, list[tuple[Vector, float]]]] = []
-    for row in rows:
-        groups: dict[Weights, list[tuple[Vector, float]]] = {}
-        for vector, strength, weights in row:
-            groups.setdefault(weights, []).append((vector, strength))
-        per_row.append(groups)
-    out: list[tuple[Slot, mx.array | None]] = []
-    for i in range(max(len(groups) for groups in per_row)):
-        picked = [list(groups.items())[i] if i < len(groups) else (None, []) for groups in per_row]
-        length = max((len(w) for w, _ in picked if w is not None), default=0)
-        weight = None
-        if length:
-            table = [w if w is not None else (1.0,) * length for w, _ in picked]
-            weight = mx.array(np.array(table[:1] if len(set(table)) == 1 else table, np.float32))
-            weight = weight[:, :, None]
-            mx.eval(weight)
-        out.append(([terms for _, terms in picked], weight))
-    return out
-
-
-def _additive(slot: Slot, weight: mx.array | None, site: str, layer: int) -> edits.Edit | None:
-    """Collapse one slot at one place into a single edit: `[D]`, or `[B, 1, D]` when rows differ."""
-    rows = []
-    for terms in slot:
-        row: np.ndarray | None = None
-        for vector, strength in terms:
-            if vector.site == site and layer in vector.layers:
-                part = strength * vector.rows()[layer]
-                row = part if row is None else row + part
-        rows.append(row)
-    width = next((len(r) for r in rows if r is not None), None)
-    if width is None:
-        return None
-    filled = [np.zeros(width, np.float32) if r is None else r.astype(np.float32) for r in rows]
-    if len(filled) == 1:
-        return edits.add(mx.array(filled[0]), weight)
-    return edits.add(mx.array(np.stack(filled)[:, None, :]), weight)
+    def at(self, start: int, length: int, prompt_length: int | None) -> tuple[Acting, ...]:
+        """Return what acts on `length` positions from `start`, with its weights."""
+        found = []
+        for t in self.active:
+            weights = t.weights(start, length, prompt_length)
+            if not isinstance(weights, bool):
+                in_answer = t.phase.name == "answer"
+                found.append(Acting(t.vector, t.strength, weights, in_answer, self.keep_norm))
+        return tuple(found)

@@ -26,6 +26,7 @@ RANKS = [
     "vector_file",
     "vector",
     "arch gguf library steering",
+    "plan",
     "adopt gguf_families gguf_tensors runtime",
     "download folder gguf_model gguf_tokenizer hub interop",
     "loading",

@@ -1,0 +1,227 @@
+"""From prompts to residuals: what every layer holds at one position of each prompt.
+
+All wanted layers and sites are read in ONE forward pass per batch. Prompts are sorted by length and
+right-padded (attention is causal, so padding changes nothing before it); the prefix that all of
+them share is read once; only the wanted positions are kept; no logits are computed, because nothing
+asks for them and MLX is lazy. It knows nothing of concepts, pairs or methods.
+
+Shapes: a result is `{site: [N, n, D]}` for `N` prompts and `n` layers, float32.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import ConcatenateKVCache, KVCache
+
+from .errors import UsageError
+from .progress import Progress, silent
+from .plan import taps
+from .steering import Steering
+from .taps import PLAIN, SITES, Add, Join, Tap, Taps
+
+__all__ = [
+    "CaptureTap",
+    "batches",
+    "capture",
+    "capturing",
+    "read_prefix",
+    "repeat_cache",
+    "shared_prefix",
+]
+
+# Tokens in one forward pass: enough to fill a CPU or GPU, few enough to keep activations small.
+BATCH_TOKENS = 1024
+
+
+class CaptureTap(Tap):
+    """Keeps what passes one join, edited by `inner` or not.
+
+    Args:
+        inner: the tap that does the join; captured is what it makes.
+        kept: where to put `{site: [B, D] or [B, T, D]}`.
+        join: which join this is.
+        sites: what to keep.
+        positions: one token index per row, `[B]`; None keeps all tokens.
+    """
+
+    def __init__(
+        self,
+        inner: Tap,
+        kept: dict[str, mx.array],
+        join: Join,
+        sites: Sequence[str],
+        positions: mx.array | None,
+    ) -> None:
+        self.inner = inner
+        self.kept = kept
+        self.joins = join
+        self.sites = sites
+        self.positions = positions
+
+    def _keep(self, x: mx.array, stream: bool) -> None:
+        for site in self.sites:
+            if SITES[site] == (self.joins, stream):
+                rows = self.positions
+                self.kept[site] = x if rows is None else x[mx.arange(x.shape[0]), rows]
+
+    def write(self, r: mx.array) -> mx.array:
+        r = self.inner.write(r)
+        self._keep(r, stream=False)
+        return r
+
+    def stream(self, h: mx.array) -> mx.array:
+        h = self.inner.stream(h)
+        self._keep(h, stream=True)
+        return h
+
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
+        return self.stream(add(h, self.write(r)))
+
+
+def capturing(
+    layers: Sequence[int],
+    sites: Sequence[str],
+    *,
+    positions: mx.array | None = None,
+    inner: Taps | None = None,
+) -> tuple[Taps, dict[int, dict[str, mx.array]]]:
+    """Return taps that capture, and the table `[layer][site]` that they fill during the next pass.
+
+    Args:
+        layers: which blocks.
+        sites: which of the four sites.
+        positions: one token index per row; None keeps every token.
+        inner: taps to do meanwhile (steering), so that a steered pass can be looked at.
+    """
+    kept: dict[int, dict[str, mx.array]] = {layer: {} for layer in layers}
+    joins = {SITES[site][0] for site in sites}
+    table: dict[tuple[int, Join], Tap] = dict(inner.table) if inner is not None else {}
+    for layer in layers:
+        for join in joins:
+            tap = table.get((layer, join), PLAIN)
+            table[layer, join] = CaptureTap(tap, kept[layer], join, sites, positions)
+    return Taps(table), kept
+
+
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens several sequences share, leaving at least one of each."""
+    if len(sequences) < 2:
+        return 0
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
+    most = min(len(s) for s in sequences) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
+
+
+def capture(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | int = -1,
+    steering: Steering | None = None,
+    progress: Progress = silent,
+    stage: str = "reading prompts",
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[str, np.ndarray]:
+    """Read the residuals of many prompts.
+
+    Args:
+        model: a definition with taps.
+        sequences: token ids of each prompt.
+        sites: which of `attn_out`, `resid_mid`, `mlp_out`, `resid_post`.
+        layers: which blocks; None is all.
+        positions: token index into each prompt, negative from its end; one for all or one each.
+        steering: steers meanwhile (phase `all` or a window only).
+        batch_tokens: about how many tokens go through the model at once.
+
+    Returns:
+        `{site: [N, n, D]}` float32, rows in the order of `sequences`, layers in the order of
+        `layers`.
+
+    Raises:
+        UsageError: an unknown site or layer, a position outside its prompt.
+    """
+    count = len(model.layers)
+    chosen = list(range(count)) if layers is None else list(layers)
+    for layer in chosen:
+        if not 0 <= layer < count:
+            raise UsageError(f"layer {layer} does not exist: the model has 0 to {count - 1}")
+    for site in sites:
+        if site not in SITES:
+            raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
+    wanted = [positions] * len(sequences) if isinstance(positions, int) else list(positions)
+    if not sequences or not all(sequences):
+        raise UsageError("there is no prompt to read" if not sequences else "a prompt is empty")
+    ends = [_absolute(p, len(s)) + 1 for p, s in zip(wanted, sequences, strict=True)]
+    sequences = [s[:end] for s, end in zip(sequences, ends, strict=True)]
+
+    prefix, cache = read_prefix(model, sequences, steering)
+    out: dict[str, list[np.ndarray | None]] = {site: [None] * len(sequences) for site in sites}
+    done = 0
+    progress(stage, 0, len(sequences))
+    for batch in batches([len(s) - prefix for s in sequences], batch_tokens):
+        length = max(len(sequences[i]) for i in batch) - prefix
+        padded = np.zeros((len(batch), length), np.int32)
+        for row, i in enumerate(batch):
+            rest = sequences[i][prefix:]
+            padded[row, : len(rest)] = rest
+        inner = taps((steering.at(prefix, length, None),)) if steering is not None else None
+        where = mx.array([len(sequences[i]) - prefix - 1 for i in batch])
+        table, kept = capturing(chosen, sites, positions=where, inner=inner)
+        model(mx.array(padded), cache=repeat_cache(cache, len(batch)), taps=table)
+        found = {s: mx.stack([kept[n][s] for n in chosen], 1).astype(mx.float32) for s in sites}
+        mx.eval(found)
+        for site in sites:
+            for row, i in enumerate(batch):
+                out[site][i] = np.array(found[site][row])
+        done += len(batch)
+        progress(stage, done, len(sequences))
+    return {site: np.stack([row for row in out[site] if row is not None]) for site in sites}
+
+
+def _absolute(position: int, length: int) -> int:
+    if not -length <= position < length:
+        raise UsageError(f"position {position} does not exist in a prompt of {length} tokens")
+    return position % length
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield indices in batches of similar length, about `batch_tokens` padded tokens each."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch: list[int] = []
+    for i in order:
+        if batch and lengths[i] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
+
+
+def read_prefix(
+    model: nn.Module, sequences: Sequence[Sequence[int]], steering: Steering | None
+) -> tuple[int, list[Any] | None]:
+    """Read what all sequences share, once: its length and KV caches, or `(0, None)`."""
+    length, cache = shared_prefix(sequences), model.make_cache()
+    if length == 0 or not all(isinstance(c, KVCache) for c in cache):
+        return 0, None
+    inner = taps((steering.at(0, length, None),)) if steering is not None else None
+    model(mx.array([sequences[0][:length]]), cache=cache, taps=inner)
+    mx.eval([c.state[:2] for c in cache])
+    return length, cache
+
+
+def repeat_cache(cache: list[Any] | None, batch: int) -> list[Any] | None:
+    """Return fresh caches of `batch` rows that begin with what `cache` holds."""
+    if cache is None:
+        return None
+    copies = []
+    for c in cache:
+        copy = ConcatenateKVCache()
+        copy.update_and_fetch(*(mx.repeat(x, batch, axis=0) for x in c.keys_and_values()))
+        copies.append(copy)
+    return copies

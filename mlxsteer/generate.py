@@ -1,0 +1,219 @@
+"""Steered text: prompts in, text out, through mlx-lm's own generation loop.
+
+Prompts go through the model's chat template unless `raw`; sampling, detokenisation, KV caches and
+the decode loop are mlx-lm's. This module knows nothing of files, extraction or the terminal.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.generate import BatchGenerator, GenerationResponse
+from mlx_lm.generate import stream_generate as mlx_stream_generate
+from mlx_lm.sample_utils import make_sampler
+
+from .errors import UsageError
+from .prompts import Message, check_length, render
+from .runtime import Live, Steered
+from .steering import Steering
+from .taps import Taps
+
+__all__ = ["Sampling", "encode", "forward", "generate", "generate_batch", "stream_generate"]
+
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen; the defaults are greedy. Fields are those of mlx-lm's `make_sampler`.
+
+    Attributes:
+        seed: of mlx's global random state; None leaves it as it is.
+    """
+
+    temp: float = 0.0
+    top_p: float = 0.0
+    min_p: float = 0.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temp >= 0 or self.temp == float("inf"):
+            raise UsageError(f"temp {self.temp} is no temperature: use 0 (greedy) or above")
+        for name in ("top_p", "min_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} {getattr(self, name)} is no probability: use 0 to 1")
+        if self.top_k < 0:
+            raise UsageError(f"top_k {self.top_k} is negative: use 0 (off) or more")
+
+    def sampler(self) -> Any:
+        """Seed mlx and return mlx-lm's sampler."""
+        if self.seed is not None:
+            mx.random.seed(self.seed)
+        return make_sampler(self.temp, top_p=self.top_p, min_p=self.min_p, top_k=self.top_k)
+
+
+def encode(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    raw: bool = False,
+    system: str | None = None,
+) -> list[int]:
+    """Return the token ids of a prompt.
+
+    Args:
+        prompt: text, chat messages, or token ids (taken as they are).
+        raw: the text as it stands, without the chat template.
+        system: a system message put before the text.
+
+    Raises:
+        UsageError: nothing to read, or more than the model's context holds.
+    """
+    if not prompt:
+        raise UsageError("the prompt is empty")
+    if not isinstance(prompt, str) and isinstance(prompt[0], int):
+        tokens: list[int] = [t for t in prompt if isinstance(t, int)]
+    elif raw:
+        if not isinstance(prompt, str) or system is not None:
+            raise UsageError("a raw prompt is a text without a system message")
+        tokens = list(tokenizer.encode(prompt))
+    else:
+        messages: Any = prompt
+        if isinstance(prompt, str):
+            messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        tokens = render(tokenizer, messages)
+    if not tokens:
+        raise UsageError("the prompt is empty")
+    check_length(tokens, getattr(model.args, "max_position_embeddings", None), "the prompt")
+    return tokens
+
+
+def stream_generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    steering: Steering | Live | None = None,
+    max_tokens: int = 256,
+    sampling: Sampling = Sampling(),
+    raw: bool = False,
+    system: str | None = None,
+    **options: Any,
+) -> Iterator[GenerationResponse]:
+    """Yield mlx-lm's `GenerationResponse` per token: `.text`, `.token`, `.generation_tps`, ...
+
+    Args:
+        steering: what to steer with; a `Live` may be changed while the generator runs.
+        max_tokens: the most tokens to write.
+        sampling: how tokens are chosen.
+        options: passed on to mlx-lm's `generate_step` (`logits_processors`, `prefill_step_size`,
+            ...).
+
+    Raises:
+        UsageError: an empty prompt, `max_tokens` below 1.
+        MlxsteerError: a vector that does not belong to the model.
+    """
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
+    tokens = encode(model, tokenizer, prompt, raw=raw, system=system)
+    steered = Steered(model)
+    cache = steered.make_cache(steering, prompt_length=len(tokens))
+    yield from mlx_stream_generate(
+        steered,
+        tokenizer,
+        tokens,
+        max_tokens=max_tokens,
+        sampler=sampling.sampler(),
+        prompt_cache=cache,
+        **options,
+    )
+
+
+def generate(model: nn.Module, tokenizer: Any, prompt: Prompt, **options: Any) -> str:
+    """Return the whole answer; arguments as in `stream_generate`."""
+    return "".join(r.text for r in stream_generate(model, tokenizer, prompt, **options))
+
+
+def generate_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    steering: Steering | Sequence[Steering | None] | None = None,
+    max_tokens: int = 256,
+    sampling: Sampling = Sampling(),
+    raw: bool = False,
+) -> Iterator[tuple[int, int]]:
+    """Yield `(row, token)` of many prompts written at once, each row with its own steering.
+
+    A row ends when it has written an end token (not yielded) or `max_tokens` tokens.
+
+    Args:
+        steering: one for all rows, or one per row.
+    """
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
+    rows = [encode(model, tokenizer, p, raw=raw) for p in prompts]
+    each = list(steering) if isinstance(steering, Sequence) else [steering] * len(rows)
+    if len(each) != len(rows):
+        raise UsageError(f"{len(each)} steerings for {len(rows)} prompts: give one, or one each")
+    steered = Steered(model)
+    caches = [steered.make_cache(s, prompt_length=len(r)) for s, r in zip(each, rows, strict=True)]
+    generator = BatchGenerator(
+        steered,
+        max_tokens=max_tokens,
+        stop_tokens=[[t] for t in tokenizer.eos_token_ids],
+        sampler=sampling.sampler(),
+        prefill_batch_size=max(8, len(rows)),
+        completion_batch_size=max(32, len(rows)),
+    )
+    try:
+        order = {uid: i for i, uid in enumerate(generator.insert(rows, caches=caches))}
+        while answers := generator.next_generated():
+            for answer in answers:
+                if answer.finish_reason != "stop":
+                    yield order[answer.uid], answer.token
+    finally:
+        generator.close()
+
+
+def forward(
+    model: nn.Module,
+    tokens: Sequence[int] | Sequence[Sequence[int]] | mx.array,
+    *,
+    steering: Steering | Sequence[Steering] | None = None,
+    prompt_length: int | None = None,
+    taps: Taps | None = None,
+) -> mx.array:
+    """Return the logits of one pass over `tokens`, float32: `[T, V]`, or `[B, T, V]` for rows.
+
+    Args:
+        tokens: ids of one sequence, or of rows of one length.
+        steering: one for all rows, or one per row.
+        prompt_length: where the response begins, for the phases `prompt` and `response`.
+        taps: taps of your own instead (capture, patching).
+    """
+    ids = tokens if isinstance(tokens, mx.array) else mx.array(np.array(tokens, np.int32))
+    batch = ids if ids.ndim == 2 else ids[None]
+    if taps is not None:
+        if steering is not None:
+            raise UsageError("give steering or taps, not both")
+        logits: mx.array = model(batch, taps=taps)
+    else:
+        each = list(steering) if isinstance(steering, Sequence) else [steering] * batch.shape[0]
+        if len(each) != batch.shape[0]:
+            raise UsageError(
+                f"{len(each)} steerings for {batch.shape[0]} rows: give one, or one each"
+            )
+        steered = Steered(model)
+        states = [steered.make_cache(s, prompt_length)[-1] for s in each]
+        logits = steered(batch, cache=[*model.make_cache(), states[0].merge(states)])
+    logits = logits.astype(mx.float32)
+    return logits if ids.ndim == 2 else logits[0]

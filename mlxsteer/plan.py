@@ -1,0 +1,214 @@
+"""From what acts on the rows of a batch to taps: the arrays of one forward pass.
+
+All additive edits of one place collapse into one array, so ten vectors cost what one costs, and
+rows with different vectors differ only in that array. Directions that are projected out or clamped
+at one place are orthonormalised together, in their order, or two of them would over-subtract; their
+targets are carried along, so that at strength 1 each direction holds its own. Where nothing acts
+there is no tap: the plain graph.
+
+While nothing changes a decode loop asks for the same rows again and again and gets the same taps:
+arrays are made on the host when a strength changes, never in the loop.
+
+Shapes: `B` rows, `T` tokens of the pass, `D` width. It knows nothing of models, caches or phases.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from . import edits
+from .steering import Acting, Weights
+from .taps import NO_TAPS, SITES, Add, Join, Tap, Taps
+from .vector import Vector
+
+__all__ = ["EditTap", "taps"]
+
+RowPass = tuple[Acting, ...]
+Slot = tuple[RowPass, ...]  # per row, what shares its weights over the tokens
+DEPENDENT = 1e-6  # what is left of a unit direction that the ones before it span
+
+
+class EditTap(Tap):
+    """The tap of one join with the edits of one pass, fused into one compiled call."""
+
+    def __init__(self, writes: tuple[edits.Edit, ...], streams: tuple[edits.Edit, ...]) -> None:
+        self.writes = writes
+        self.streams = streams
+
+    def write(self, r: mx.array) -> mx.array:
+        return edits.apply(r, self.writes)
+
+    def stream(self, h: mx.array) -> mx.array:
+        return edits.apply(h, self.streams)
+
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
+        return edits.join(h, r, self.writes, self.streams, add)
+
+
+def taps(rows: Sequence[RowPass], answer: mx.array | None = None) -> Taps:
+    """Return the taps of one pass over a batch.
+
+    Args:
+        rows: what acts on each row of the batch; all rows alike may be given once.
+        answer: `[B, T, 1]`, 1 where a row has closed its thinking, for what waits for it.
+    """
+    if any(acting.in_answer for row in rows for acting in row):
+        return _build(tuple(rows), answer)
+    return _taps(tuple(rows))
+
+
+@functools.lru_cache(maxsize=16)
+def _taps(rows: tuple[RowPass, ...]) -> Taps:
+    return _build(rows[:1] if len(set(rows)) == 1 else rows, None)
+
+
+def _build(rows: tuple[RowPass, ...], answer: mx.array | None) -> Taps:
+    if not any(rows):
+        return NO_TAPS
+    slots = _slots(rows, answer)
+    keep = [any(a.keep_norm for a in row) for row in rows]
+    norm = (
+        edits.keep_norm(mx.array(np.array(keep, np.float32)[:, None, None])) if any(keep) else None
+    )
+    acting = {a.vector: a.vector for row in rows for a in row}
+    places = sorted({(v.site, layer) for v in acting.values() for layer in v.layers})
+    found: dict[tuple[int, Join], dict[bool, tuple[edits.Edit, ...]]] = {}
+    for site, layer in places:
+        join, stream = SITES[site]
+        made = [e for slot, weight in slots for e in _weighted(_edits(slot, site, layer), weight)]
+        found.setdefault((layer, join), {})[stream] = (*made, norm) if norm else tuple(made)
+    return Taps({k: EditTap(s.get(False, ()), s.get(True, ())) for k, s in found.items()})
+
+
+def _slots(
+    rows: tuple[RowPass, ...], answer: mx.array | None
+) -> list[tuple[Slot, mx.array | None]]:
+    """Sort what acts by its weights over tokens: each slot becomes one set of arrays per place.
+
+    Rows need not agree: the n-th slot holds the n-th distinct weights of every row, so a batch of
+    any mixture has as many slots as its most varied row has different weights, nearly always one.
+    """
+    per_row: list[list[tuple[tuple[Weights, bool], RowPass]]] = []
+    for row in rows:
+        groups: dict[tuple[Weights, bool], list[Acting]] = {}
+        for acting in row:
+            groups.setdefault((acting.weights, acting.in_answer), []).append(acting)
+        per_row.append([(key, tuple(group)) for key, group in groups.items()])
+    nothing: tuple[tuple[Weights, bool], RowPass] = ((None, False), ())
+    out: list[tuple[Slot, mx.array | None]] = []
+    for i in range(max(map(len, per_row))):
+        picked = [groups[i] if i < len(groups) else nothing for groups in per_row]
+        bare = tuple(
+            tuple(Acting(a.vector, a.strength) for a in group) for _, group in picked
+        )  # without weights, so that a schedule finds the same arrays again at every token
+        out.append((bare, _weight([key for key, _ in picked], answer)))
+    return out
+
+
+def _weight(keys: list[tuple[Weights, bool]], answer: mx.array | None) -> mx.array | None:
+    """Return the weights of one slot over the tokens, `[1, T, 1]` or `[B, T, 1]`; None is 1."""
+    weight: mx.array | None = None
+    length = max((len(w) for w, _ in keys if w is not None), default=0)
+    if length:
+        table = [w if w is not None else (1.0,) * length for w, _ in keys]
+        table = table[:1] if len(set(table)) == 1 else table
+        weight = mx.array(np.array(table, np.float32)[:, :, None])
+    waits = np.array([in_answer for _, in_answer in keys], np.float32)
+    if not waits.any() or answer is None:
+        return weight
+    gate = answer if waits.all() else mx.maximum(answer, mx.array(1 - waits)[:, None, None])
+    return gate if weight is None else weight * gate
+
+
+def _weighted(made: tuple[edits.Edit, ...], weight: mx.array | None) -> tuple[edits.Edit, ...]:
+    return made if weight is None else tuple(edits.weighted(e, weight) for e in made)
+
+
+@functools.lru_cache(maxsize=4096)
+def _edits(slot: Slot, site: str, layer: int) -> tuple[edits.Edit, ...]:
+    """Return the edits of one slot at one place: at most an addition and two that read."""
+    here = [[a for a in row if a.vector.site == site and layer in a.vector.layers] for row in slot]
+    width = next((a.vector.hidden_size for row in here for a in row), 0)
+    additions = [[a for a in row if a.vector.op == "add"] for row in here]
+    linear = [[a for a in row if _reads_itself(a.vector)] for row in here]
+    relu = [
+        [a for a in row if a.vector.op != "add" and not _reads_itself(a.vector)] for row in here
+    ]
+    found = []
+    if any(additions):
+        total = np.zeros((len(slot), 1, width), np.float32)
+        for i, row in enumerate(additions):
+            for a in row:
+                total[i, 0] += a.strength * a.vector.rows()[layer]
+        found.append(edits.add(mx.array(total if len(slot) > 1 else total[0, 0])))
+    if any(linear):
+        found.append(_reading([_orthonormal(row, layer) for row in linear], width, relu=False))
+    if any(relu):
+        found.append(_reading([[_relu(a, layer) for a in row] for row in relu], width, relu=True))
+    return tuple(found)
+
+
+def _reads_itself(vector: Vector) -> bool:
+    """Whether an edit reads `x . d` as it is: not one-sided, and without an SAE's encoder."""
+    return vector.op in ("project", "clamp") and vector.encoders is None
+
+
+# r, b, a, g, d of `(a + g f(x . r + b)) d`
+Reading = tuple[np.ndarray, float, float, float, np.ndarray]
+
+
+def _at(vector: Vector, layer: int) -> tuple[int, np.ndarray, float, float]:
+    """Return index, direction, scale and target at a layer; a projection's target is 0."""
+    i = vector.layers.index(layer)
+    target = 0.0 if vector.targets is None else float(vector.targets[i])
+    return i, vector.directions[i].astype(np.float64), float(vector.scales[i]), target
+
+
+def _orthonormal(row: Sequence[Acting], layer: int) -> list[Reading]:
+    """Gram-Schmidt with targets: at strength 1 `x . d_i` becomes `t_i` for every i."""
+    found: list[Reading] = []
+    basis: list[tuple[np.ndarray, float]] = []
+    for acting in row:
+        _, q, scale, target = _at(acting.vector, layer)
+        for other, other_target in basis:
+            overlap = float(q @ other)
+            q = q - overlap * other
+            target -= overlap * other_target
+        norm = float(np.linalg.norm(q))
+        if norm < DEPENDENT:
+            continue  # already held by the ones before
+        q, target = q / norm, target / norm
+        basis.append((q, target))
+        s = acting.strength * scale
+        found.append((q, 0.0, s * target, -s, q))
+    return found
+
+
+def _relu(acting: Acting, layer: int) -> Reading:
+    """Return a one-sided edit: a cap above the target, or an SAE feature read by its encoder."""
+    vector = acting.vector
+    i, d, scale, target = _at(vector, layer)
+    s = acting.strength * scale
+    if vector.encoders is None or vector.encoder_biases is None:
+        return d, -target, 0.0, -s, d
+    encoder, bias = vector.encoders[i].astype(np.float64), float(vector.encoder_biases[i])
+    if vector.op == "cap":
+        return encoder, bias - target, 0.0, -s, d
+    return encoder, bias, s * target, -s, d
+
+
+def _reading(rows: list[list[Reading]], width: int, *, relu: bool) -> edits.Edit:
+    """Stack the readings of all rows, filled up with ones that do nothing."""
+    k = max(map(len, rows))
+    nothing: Reading = (np.zeros(width), 0.0, 0.0, 0.0, np.zeros(width))
+    filled = [[*row, *[nothing] * (k - len(row))] for row in rows]
+    arrays = [
+        mx.array(np.array([[reading[part] for reading in row] for row in filled], np.float32))
+        for part in range(5)
+    ]
+    if len(rows) == 1:
+        arrays = [a[0] for a in arrays]
+    return edits.read_and_write(*arrays, relu=relu)
