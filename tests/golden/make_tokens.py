@@ -1,9 +1,8 @@
 """Make smollm2_tokens.json and tokenizers.json with llama.cpp, once and by hand.
 
-    python tests/golden/make_tokens.py SMOLLM2.gguf [LIBRARY]
+    python tests/golden/make_tokens.py SMOLLM2.gguf
 
-Needs the package llama-cpp-py-sync. LIBRARY is another build of llama.cpp to open, where the
-package's own does not run. The tests compare token ids with these files and never run llama.cpp.
+The tests compare token ids with these files and need no llama.cpp for it.
 """
 
 import json
@@ -13,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter
-from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from oracle import Llama  # noqa: E402
+
 PRE = ["default", "gpt-2", "llama-bpe", "smaug-bpe", "smollm", "tekken"]
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
 DEFINED = ["<tool>", "   "]
@@ -90,24 +92,14 @@ def sentence_piece() -> dict[str, Any]:
     }
 
 
-def main(smollm2: str, library: str | None) -> None:
-    ffi = get_ffi()
-    llama = ffi.dlopen(library) if library else get_lib()
-    llama.llama_backend_init()
-    params = llama.llama_model_default_params()
-    params.vocab_only = True
+def tokenize(path: Path, special: bool) -> list[list[int]]:
+    model = Llama(path, vocab_only=True)
+    found = [model.tokenize(text, special=special) for text in TEXTS]
+    model.close()
+    return found
 
-    def tokenize(path: Path, special: bool) -> list[list[int]]:
-        model = llama.llama_model_load_from_file(str(path).encode(), params)
-        vocabulary = llama.llama_model_get_vocab(model)
-        found = []
-        for text in TEXTS:
-            raw = text.encode()
-            room = ffi.new(f"llama_token[{len(raw) + 16}]")
-            n = llama.llama_tokenize(vocabulary, raw, len(raw), room, len(raw) + 16, special, True)
-            found.append(list(room[0:n]))
-        return found
 
+def main(smollm2: str) -> None:
     def save(name: str, content: dict[str, Any]) -> None:
         lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items())
         (HERE / name).write_text(f"{{\n{lines}\n}}\n")
@@ -133,4 +125,4 @@ def main(smollm2: str, library: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+    main(sys.argv[1])
