@@ -1,21 +1,24 @@
-"""Tiny random models for fast tests: ours and mlx-lm's with the same weights."""
+"""Tiny random models of every family for fast tests: ours and mlx-lm's with the same weights."""
 
+import copy
+import functools
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm.models.llama as mlx_llama
 import numpy as np
-from mlx.utils import tree_map
+import pytest
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from mlxsteer.arch import llama
+from mlxsteer.arch import get_classes
 from mlxsteer.vector import ModelRef, Vector
 
 DTYPES = ("float32", "bfloat16", "4bit")
@@ -32,30 +35,92 @@ CONFIG: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 256,
 }
+_QWEN3 = {**CONFIG, "head_dim": 32, "rope_theta": 1e6, "tie_word_embeddings": True}
+_GEMMA3 = {
+    **CONFIG,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "sliding_window_pattern": 2,
+}
+# family (the model_type of a checkpoint and mlx-lm's module) -> its config
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": CONFIG,
+    "qwen2": CONFIG,
+    "qwen3": _QWEN3,
+    "qwen3_moe": {
+        **_QWEN3,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1],
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+    },
+    "gemma3_text": _GEMMA3,
+    "gemma3": {"vocab_size": VOCABULARY, "text_config": _GEMMA3},
+    "phi3": CONFIG,
+}
+
+
+@functools.cache
+def half_experts() -> bool:
+    """Return whether this device multiplies by plain (not quantized) experts in half precision."""
+    x, w = mx.ones((1, 1, 2), mx.bfloat16), mx.ones((1, 2, 2), mx.bfloat16)
+    try:
+        mx.eval(mx.gather_mm(x, w, rhs_indices=mx.array([0])))
+    except RuntimeError:
+        return False
+    return True
+
+
+def config(family: str = "llama", **changes: Any) -> dict[str, Any]:
+    """Return the config of a tiny model."""
+    made = copy.deepcopy({**CONFIGS[family], "model_type": family})
+    made.get("text_config", made).update(changes)
+    return made
+
+
+def _build(classes: tuple[type, type], values: dict[str, Any]) -> nn.Module:
+    """Return a model; Gemma learns from the weights whether its head is the embedding: it is."""
+    tied = values.get("text_config", values).get("tie_word_embeddings", True)
+    model: nn.Module = classes[0](classes[1].from_dict(values))  # type: ignore[attr-defined]
+    if tied and "gemma" in values["model_type"]:
+        names = dict(tree_flatten(model.parameters()))
+        model.sanitize({n: w for n, w in names.items() if not n.endswith("lm_head.weight")})
+    return model
 
 
 def _fill(model: nn.Module, dtype: str, seed: int) -> None:
     mx.random.seed(seed)
     draw = tree_map(lambda w: 0.3 * mx.random.normal(w.shape), model.parameters())
     model.update(draw)
-    model.set_dtype(mx.float32 if dtype == "float32" else mx.bfloat16)
+    model.set_dtype(mx.bfloat16 if dtype == "4bit" else getattr(mx, dtype))
     if dtype == "4bit":
         nn.quantize(model, group_size=32, bits=4)
     mx.eval(model.parameters())
     model.eval()
 
 
-def tiny(dtype: str = "float32", *, seed: int = 0, **changes: Any) -> llama.Model:
-    """Return our Llama with random weights."""
-    model = llama.Model(llama.ModelArgs.from_dict({**CONFIG, **changes}))
+def tiny(
+    dtype: str = "float32", *, family: str = "llama", seed: int = 0, **changes: Any
+) -> nn.Module:
+    """Return our model of a family with random weights; `dtype` is `4bit` or mlx's name."""
+    values = config(family, **changes)
+    if values.get("num_experts") and dtype in ("bfloat16", "float16") and not half_experts():
+        pytest.skip("this device multiplies by experts in float32 or packed only")
+    model = _build(get_classes(values), values)
     _fill(model, dtype, seed)
     return model
 
 
-def twins(dtype: str = "float32", **changes: Any) -> tuple[llama.Model, nn.Module]:
-    """Return our Llama and mlx-lm's with the same random weights."""
-    ours = tiny(dtype, **changes)
-    theirs = mlx_llama.Model(mlx_llama.ModelArgs.from_dict({**CONFIG, **changes}))
+def twins(
+    dtype: str = "float32", *, family: str = "llama", **changes: Any
+) -> tuple[nn.Module, nn.Module]:
+    """Return our model of a family and mlx-lm's with the same random weights."""
+    ours = tiny(dtype, family=family, **changes)
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    theirs = _build((module.Model, module.ModelArgs), config(family, **changes))
     if dtype == "4bit":
         nn.quantize(theirs, group_size=32, bits=4)
     theirs.update(ours.parameters())

@@ -1,8 +1,9 @@
 """Our own model definitions, one file per family, each with residual taps at every join.
 
 A family's file has `ModelArgs` and `Model` in mlx-lm's protocol (`layers`, `make_cache`,
-`sanitize`, `shard`), and `model(tokens, cache=None, taps=None)`. This package maps a checkpoint's
-`model_type` to its file; it knows nothing of weights, files or steering.
+`sanitize`, and `shard` where mlx-lm has it), and `model(tokens, cache=None, taps=None)`; `parts`
+holds what families share. This package maps a checkpoint's `model_type` to its file; it knows
+nothing of weights, files or steering.
 """
 
 import importlib
@@ -13,7 +14,16 @@ from ..errors import MlxsteerError
 __all__ = ["FAMILIES", "get_classes"]
 
 # model_type of a config.json -> module of this package
-FAMILIES = {"llama": "llama", "mistral": "llama"}
+FAMILIES = {
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3_text",
+    "llama": "llama",
+    "mistral": "llama",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+}
 
 
 def get_classes(config: dict[str, Any]) -> tuple[type, type]:

@@ -13,21 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.nn.layers.distributed import shard_linear
-from mlx_lm.models.activations import swiglu
-from mlx_lm.models.base import (
-    BaseModelArgs,
-    create_attention_mask,
-    scaled_dot_product_attention,
-)
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.rope_utils import initialize_rope
 
-from ..taps import NO_TAPS, Tap, Taps
+from .parts import MLP, Block, LanguageModel, Mask, Trunk, attend, heads, shard_attention, shard_mlp
 
 __all__ = ["Model", "ModelArgs"]
-
-Mask = Any  # an array, "causal" or None, as mlx-lm makes them
 
 
 @dataclass
@@ -83,138 +74,34 @@ class Attention(nn.Module):
         )
 
     def __call__(self, x: mx.array, mask: Mask, cache: Any) -> mx.array:
-        B, T, _ = x.shape
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        q = q.reshape(B, T, self.n_heads, -1).transpose(0, 2, 1, 3)
-        k = k.reshape(B, T, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
-        v = v.reshape(B, T, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
-        if cache is None:
-            q, k = self.rope(q), self.rope(k)
-        else:
-            q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
-            k, v = cache.update_and_fetch(k, v)
-        out = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        q = heads(self.q_proj(x), self.n_heads)
+        k = heads(self.k_proj(x), self.n_kv_heads)
+        v = heads(self.v_proj(x), self.n_kv_heads)
+        return self.o_proj(attend(q, k, v, self.rope, self.scale, mask, cache))
 
 
-class MLP(nn.Module):
-    """Gated feed-forward layer."""
-
-    def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
-        dim, hidden, bias = args.hidden_size, args.intermediate_size, args.mlp_bias
-        self.gate_proj = nn.Linear(dim, hidden, bias=bias)
-        self.down_proj = nn.Linear(hidden, dim, bias=bias)
-        self.up_proj = nn.Linear(dim, hidden, bias=bias)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
-class Block(nn.Module):
-    """One transformer block: two joins, two taps."""
-
-    def __init__(self, args: ModelArgs, use_sliding: bool) -> None:
-        super().__init__()
-        self.use_sliding = use_sliding
-        self.self_attn = Attention(args)
-        self.mlp = MLP(args)
-        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
-
-    def __call__(self, h: mx.array, mask: Mask, cache: Any, attn: Tap, mlp: Tap) -> mx.array:
-        h = attn.join(h, self.self_attn(self.input_layernorm(h), mask, cache))
-        return mlp.join(h, self.mlp(self.post_attention_layernorm(h)))
-
-
-class Trunk(nn.Module):
-    """Everything but the head."""
-
-    def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
-        assert args.layer_types is not None
-        self.sliding_window = args.sliding_window
-        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.layers = [Block(args, kind == "sliding_attention") for kind in args.layer_types]
-        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
-
-    def __call__(
-        self,
-        tokens: mx.array,
-        cache: list[Any] | None,
-        taps: Taps,
-        input_embeddings: mx.array | None,
-    ) -> mx.array:
-        h = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
-        caches = cache if cache is not None else [None] * len(self.layers)
-        masks: dict[bool, Mask] = {}
-        for block, c in zip(self.layers, caches, strict=True):
-            if block.use_sliding not in masks:  # one mask per kind, before any cache is updated
-                window = self.sliding_window if block.use_sliding else None
-                masks[block.use_sliding] = create_attention_mask(h, c, window_size=window)
-        for i, (block, c) in enumerate(zip(self.layers, caches, strict=True)):
-            h = block(h, masks[block.use_sliding], c, taps.at(i, "attn"), taps.at(i, "mlp"))
-        normed: mx.array = self.norm(h)
-        return normed
-
-
-class Model(nn.Module):
+class Model(LanguageModel):
     """A Llama-type language model."""
 
+    args: ModelArgs
+
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
-        self.args = args
-        self.model_type = args.model_type
-        self.model = Trunk(args)
-        if not args.tie_word_embeddings:
-            self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
-
-    def __call__(
-        self,
-        tokens: mx.array,
-        cache: list[Any] | None = None,
-        taps: Taps | None = None,
-        input_embeddings: mx.array | None = None,
-    ) -> mx.array:
-        """Return logits `[B, T, V]` for `tokens` `[B, T]`, with the residual joined by `taps`."""
-        h = self.model(tokens, cache, NO_TAPS if taps is None else taps, input_embeddings)
-        head = self.model.embed_tokens.as_linear if self.args.tie_word_embeddings else self.lm_head
-        logits: mx.array = head(h)
-        return logits
-
-    @property
-    def layers(self) -> list[Block]:
-        """The blocks, in order."""
-        return self.model.layers
-
-    def make_cache(self) -> list[Any]:
-        """Return one empty KV cache per block."""
-        window = self.model.sliding_window
-        return [
-            RotatingKVCache(max_size=window) if block.use_sliding else KVCache()
-            for block in self.layers
+        assert args.layer_types is not None
+        blocks = [
+            Block(
+                args,
+                Attention(args),
+                MLP(args.hidden_size, args.intermediate_size, args.mlp_bias),
+                use_sliding=kind == "sliding_attention",
+            )
+            for kind in args.layer_types
         ]
-
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Drop what checkpoints carry and the computation does not use."""
-        weights = {k: w for k, w in weights.items() if "rotary_emb.inv_freq" not in k}
-        if self.args.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)
-        return weights
+        trunk = Trunk(args, blocks, args.sliding_window)
+        super().__init__(args, trunk, tied=args.tie_word_embeddings)
 
     def shard(self, group: mx.distributed.Group | None = None) -> None:
         """Split attention heads and MLP columns over `group`; the residual stream stays whole."""
         group = group or mx.distributed.init()
         for block in self.layers:
-            attention, mlp = block.self_attn, block.mlp
-            attention.n_heads //= group.size()
-            attention.n_kv_heads //= group.size()
-            for module, names, way in (
-                (attention, ("q_proj", "k_proj", "v_proj"), "all-to-sharded"),
-                (attention, ("o_proj",), "sharded-to-all"),
-                (mlp, ("gate_proj", "up_proj"), "all-to-sharded"),
-                (mlp, ("down_proj",), "sharded-to-all"),
-            ):
-                for name in names:
-                    linear = getattr(module, name)
-                    setattr(module, name, shard_linear(linear, way, group=group))
+            shard_attention(block.self_attn, group)
+            shard_mlp(block.mlp, group)
