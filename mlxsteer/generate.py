@@ -21,7 +21,15 @@ from .runtime import Live, Steered
 from .steering import Steering
 from .taps import Taps
 
-__all__ = ["Sampling", "encode", "forward", "generate", "generate_batch", "stream_generate"]
+__all__ = [
+    "Sampling",
+    "encode",
+    "forward",
+    "generate",
+    "generate_batch",
+    "stream_generate",
+    "think_end",
+]
 
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -95,6 +103,11 @@ def encode(
     return tokens
 
 
+def think_end(tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that close a model's thinking, () for one that does not think."""
+    return tuple(tokenizer.think_end_tokens) if tokenizer.has_thinking else ()
+
+
 def stream_generate(
     model: nn.Module,
     tokenizer: Any,
@@ -124,7 +137,7 @@ def stream_generate(
         raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
     tokens = encode(model, tokenizer, prompt, raw=raw, system=system)
     steered = Steered(model)
-    cache = steered.make_cache(steering, prompt_length=len(tokens))
+    cache = steered.make_cache(steering, len(tokens), think_end(tokenizer))
     yield from mlx_stream_generate(
         steered,
         tokenizer,
@@ -165,7 +178,8 @@ def generate_batch(
     if len(each) != len(rows):
         raise UsageError(f"{len(each)} steerings for {len(rows)} prompts: give one, or one each")
     steered = Steered(model)
-    caches = [steered.make_cache(s, prompt_length=len(r)) for s, r in zip(each, rows, strict=True)]
+    end = think_end(tokenizer)
+    caches = [steered.make_cache(s, len(r), end) for s, r in zip(each, rows, strict=True)]
     generator = BatchGenerator(
         steered,
         max_tokens=max_tokens,
@@ -190,6 +204,7 @@ def forward(
     *,
     steering: Steering | Sequence[Steering] | None = None,
     prompt_length: int | None = None,
+    think_end: Sequence[int] | None = None,
     taps: Taps | None = None,
 ) -> mx.array:
     """Return the logits of one pass over `tokens`, float32: `[T, V]`, or `[B, T, V]` for rows.
@@ -197,7 +212,8 @@ def forward(
     Args:
         tokens: ids of one sequence, or of rows of one length.
         steering: one for all rows, or one per row.
-        prompt_length: where the response begins, for the phases `prompt` and `response`.
+        prompt_length: where the response begins, for the phases that need it.
+        think_end: tokens that close the thinking, for the phase `answer`.
         taps: taps of your own instead (capture, patching).
     """
     ids = tokens if isinstance(tokens, mx.array) else mx.array(np.array(tokens, np.int32))
@@ -213,7 +229,7 @@ def forward(
                 f"{len(each)} steerings for {batch.shape[0]} rows: give one, or one each"
             )
         steered = Steered(model)
-        states = [steered.make_cache(s, prompt_length)[-1] for s in each]
+        states = [steered.make_cache(s, prompt_length, think_end)[-1] for s in each]
         logits = steered(batch, cache=[*model.make_cache(), states[0].merge(states)])
     logits = logits.astype(mx.float32)
     return logits if ids.ndim == 2 else logits[0]

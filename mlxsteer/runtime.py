@@ -2,12 +2,8 @@
 
 mlx-lm's `generate_step`, `stream_generate` and `BatchGenerator` call `model(tokens, cache=cache)`
 and nothing else. `Steered(model)` is such a model. Its `make_cache()` appends one `SteeringState`
-to the KV caches; that entry speaks mlx-lm's cache protocol, so each request's steering follows it
-when requests are merged into a batch, filtered, extended and extracted. The entry is stripped
-before the model sees the list.
-
-Positions are counted per row as Python ints, so nothing here waits for the device. It knows nothing
-of tokenizers, sampling or text.
+to the KV caches, which is stripped again before the model sees the list. It knows nothing of
+tokenizers, sampling or text.
 """
 
 from collections.abc import Sequence
@@ -16,14 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .errors import MlxsteerError, UsageError
-from .plan import taps
+from .errors import MlxsteerError
+from .state import OFF, Live, Row, SteeringState
 from .steering import Steering
-from .taps import Taps
 
 __all__ = ["Live", "Steered", "SteeringState", "check_steering"]
-
-OFF = Steering()
 
 
 def check_steering(model: nn.Module, steering: Steering) -> None:
@@ -43,162 +36,6 @@ def check_steering(model: nn.Module, steering: Steering) -> None:
                 f"vector {vector.name!r} is of width {vector.hidden_size} with layers up to "
                 f"{vector.layers[-1]}; the model has width {width} and {layers} layers"
             )
-
-
-class Live:
-    """A steering that may be changed while it is in use: what a slider moves.
-
-    Requests made with the same `Live` share it, in whatever batch they are. One token is always in
-    flight: a change made after token n was received steers the reading of token n+1 and first
-    alters token n+2.
-    """
-
-    def __init__(self, steering: Steering = OFF) -> None:
-        self.steering = steering
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Live":
-        return self  # mlx-lm copies caches when it splits batches; the slider stays one
-
-
-class _Row:
-    """One request: whose steering it follows and how far it has been read."""
-
-    def __init__(self, live: Live, prompt_length: int | None) -> None:
-        self.live = live
-        self.prompt_length = prompt_length
-        self.position = 0
-        self.checked: Steering | None = None  # the last steering found to fit the model
-
-
-class SteeringState:
-    """The entry of a prompt cache that carries the steering of its rows.
-
-    It has no arrays: its steerings and positions are host values. Methods are those that mlx-lm
-    calls on every entry of a prompt cache.
-
-    Attributes:
-        rows: one per row of the batch, in its order.
-    """
-
-    def __init__(self, rows: list[_Row]) -> None:
-        self.rows = rows
-        self._right_padding = [0] * len(rows)
-
-    @property
-    def prompt_length(self) -> int | None:
-        """Tokens of the prompt of the only row; set it anew for each turn of a conversation."""
-        return self._only().prompt_length
-
-    @prompt_length.setter
-    def prompt_length(self, value: int | None) -> None:
-        self._only().prompt_length = value
-
-    @property
-    def steering(self) -> Steering:
-        """The steering of the only row; setting it is a live change of this request alone."""
-        return self._only().live.steering
-
-    @steering.setter
-    def steering(self, value: Steering) -> None:
-        self._only().live = Live(value)
-
-    def _only(self) -> _Row:
-        if len(self.rows) != 1:
-            raise UsageError(f"this cache holds {len(self.rows)} requests: use the Live of each")
-        return self.rows[0]
-
-    def taps(self, batch: int, length: int) -> Taps:
-        """Return the taps for the next `length` tokens of each of `batch` rows."""
-        rows = self.rows
-        if len(rows) != batch:
-            if len(rows) != 1:
-                raise MlxsteerError(f"{batch} rows of tokens for a cache of {len(rows)} requests")
-            # a cache made for one request and used for a batch of equals
-            rows = self.rows = [_copy(self.rows[0]) for _ in range(batch)]
-            self._right_padding = [0] * batch
-        return taps(tuple(r.live.steering.at(r.position, length, r.prompt_length) for r in rows))
-
-    def advance(self, length: int) -> None:
-        """Count `length` more tokens as read in every row."""
-        for row in self.rows:
-            row.position += length
-
-    # mlx-lm's cache protocol
-
-    @classmethod
-    def merge(cls, caches: "Sequence[SteeringState]") -> "SteeringState":
-        """Return one state with the rows of all."""
-        return cls([row for cache in caches for row in cache.rows])
-
-    def extend(self, other: "SteeringState") -> None:
-        """Append the rows of `other`."""
-        self.rows = self.rows + other.rows
-        self._right_padding = self._right_padding + other._right_padding
-
-    def filter(self, batch_indices: Any) -> None:
-        """Keep the rows at `batch_indices`, in that order."""
-        keep = [int(i) for i in batch_indices]
-        self.rows = [self.rows[i] for i in keep]
-        self._right_padding = [self._right_padding[i] for i in keep]
-
-    def extract(self, idx: int) -> "SteeringState":
-        """Return a state with a copy of one row."""
-        return SteeringState([_copy(self.rows[idx])])
-
-    def prepare(
-        self,
-        *,
-        left_padding: list[int] | None = None,
-        lengths: list[int] | None = None,
-        right_padding: list[int] | None = None,
-    ) -> None:
-        """Hear of the padding of the coming tokens; padding counts as no position."""
-        if left_padding is not None:
-            for row, pad in zip(self.rows, left_padding, strict=True):
-                row.position -= pad
-        if right_padding is not None:
-            self._right_padding = list(right_padding)
-
-    def finalize(self) -> None:
-        """Take back the positions of right padding."""
-        for row, pad in zip(self.rows, self._right_padding, strict=True):
-            row.position -= pad
-        self._right_padding = [0] * len(self.rows)
-
-    def is_trimmable(self) -> bool:
-        """Return True: positions can always be taken back."""
-        return True
-
-    def trim(self, n: int) -> int:
-        """Forget the last `n` tokens of every row."""
-        n = min(n, self.size())
-        for row in self.rows:
-            row.position -= n
-        return n
-
-    def size(self) -> int:
-        """Return the most tokens read by any row."""
-        return max((row.position for row in self.rows), default=0)
-
-    def empty(self) -> bool:
-        """Return whether nothing was read yet."""
-        return self.size() == 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device: none."""
-        return 0
-
-    @property
-    def state(self) -> list[mx.array]:
-        """Arrays to evaluate: none."""
-        return []
-
-
-def _copy(row: _Row) -> _Row:
-    copy = _Row(row.live, row.prompt_length)
-    copy.position = row.position
-    return copy
 
 
 class Steered(nn.Module):
@@ -248,19 +85,23 @@ class Steered(nn.Module):
         return self.model.args
 
     def make_cache(
-        self, steering: Steering | Live | None = None, prompt_length: int | None = None
+        self,
+        steering: Steering | Live | None = None,
+        prompt_length: int | None = None,
+        think_end: Sequence[int] | None = None,
     ) -> list[Any]:
         """Return an empty prompt cache for one request, with its steering as the last entry.
 
         Args:
             steering: this request's own; None follows `self.steering`.
-            prompt_length: tokens of the prompt, needed by the phases `prompt` and `response`.
+            prompt_length: tokens of the prompt, for schedules and all phases but `all` and windows.
+            think_end: tokens that close the thinking, for the phase `answer`; () without thinking.
         """
         live = self._live if steering is None else steering
         if isinstance(live, Steering):
             live = Live(live)
         check_steering(self.model, live.steering)
-        return [*self.model.make_cache(), SteeringState([_Row(live, prompt_length)])]
+        return [*self.model.make_cache(), SteeringState([Row(live, prompt_length, think_end)])]
 
     def __call__(
         self,
@@ -275,7 +116,7 @@ class Steered(nn.Module):
                 by.
         """
         if cache is None:
-            state, kv = SteeringState([_Row(self._live, None)]), None
+            state, kv = SteeringState([Row(self._live, None)]), None
         else:
             state, kv = cache[-1], cache[:-1]
             if not isinstance(state, SteeringState):
@@ -286,7 +127,7 @@ class Steered(nn.Module):
             if row.checked is not row.live.steering:
                 check_steering(self.model, row.live.steering)
                 row.checked = row.live.steering
-        wanted = state.taps(tokens.shape[0], tokens.shape[1])
+        wanted = state.taps(tokens)
         before = wanted.hits
         logits: mx.array = self.model(tokens, cache=kv, taps=wanted, **_given(input_embeddings))
         if wanted.hits - before != len(wanted):

@@ -132,8 +132,8 @@ class Term:
     phase: Phase
     schedule: Schedule = CONSTANT
 
-    def weights(self, start: int, length: int, prompt_length: int | None) -> Weights | bool:
-        """Return how the term acts on positions `start .. start+length`: False is not at all.
+    def positions(self, prompt_length: int | None) -> tuple[int, float]:
+        """Return the half-open range of positions in which the term can act.
 
         Edits that read the stream leave position 0 alone, where the attention sink has coordinates
         far beyond all others; a window that names position 0 includes it.
@@ -141,6 +141,11 @@ class Term:
         first, last = self.phase.span(prompt_length)
         if self.vector.op != "add" and not self.phase.is_window:
             first = max(first, 1)
+        return first, last
+
+    def weights(self, start: int, length: int, prompt_length: int | None) -> Weights | bool:
+        """Return how the term acts on positions `start .. start+length`: False is not at all."""
+        first, last = self.positions(prompt_length)
         if last <= start or start + length <= first:
             return False
         if self.schedule == CONSTANT:

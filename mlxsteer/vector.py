@@ -1,9 +1,13 @@
-"""The steering vector: a frozen value, its algebra, and reading and writing it.
+"""The steering vector: a frozen value, and reading and writing it.
 
 A vector holds one unit direction per layer, `directions` `[n, D]` float32, and one scale per layer,
 `scales` `[n]` float32: strength `s` adds `s * scale * direction`, and positive is MORE of the
 concept. A `Vector` that exists is valid: finite, unit rows, ascending layers, known op, site and
-phase. The zero vector has no layers and lives in memory only. `vector_file` describes the file.
+phase. The zero vector has no layers and lives in memory only.
+
+An op that reads takes `x . direction`, or `relu(x . encoder + bias)` if the vector is a feature of
+a sparse autoencoder and brings its encoder rows: such a feature is written along one direction and
+read along another. `algebra` has sums and multiples, `vector_file` describes the file.
 
 This module knows nothing of MLX, of how directions are found and of how they are applied.
 
@@ -14,7 +18,6 @@ This module knows nothing of MLX, of how directions are found and of how they ar
 
 import dataclasses
 import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from . import vector_file
+from . import algebra, vector_file
 from .errors import MlxsteerError, UsageError
 from .model_ref import ModelRef, misfit
 from .values import Floats, brief, frozen, layer_array, layer_numbers, norms, plain
@@ -39,11 +42,10 @@ OPS = ("add", "project", "clamp", "cap")
 PHASES = ("all", "prompt", "response", "answer")  # or a window of tokens, "START:STOP"
 
 _TARGETED = ("clamp", "cap")
-_EFFECT = {"layers", "directions", "scales", "targets", "site", "op", "phase"}
+_ARRAYS = {"directions": 2, "scales": 1, "targets": 1, "encoders": 2, "encoder_biases": 1}
+_EFFECT = {"layers", *_ARRAYS, "site", "op", "phase"}
 _NUMBERS = (int, float, np.integer, np.floating)
-_SUMMABLE = ("op", "site", "hidden_size", "phase", "model")
 _UNIT_TOLERANCE = 1e-4
-_CANCELLED = 1e-6  # a sum this small beside its parts is float32 rounding, not a direction
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,6 +57,7 @@ class Vector:
         directions: unit rows `[n, D]`.
         scales: `[n]`, above 0; strength `s` adds `s * scale * direction`.
         targets: `[n]` for clamp and cap, else None.
+        encoders, encoder_biases: `[n, D]` and `[n]` of an SAE feature that is read; else None.
         positive, negative: the two poles in words; a positive strength is more of `positive`.
         phase: when it acts by default, one of `PHASES` or a token window `START:STOP`.
         method, token: how and at which position the directions were read.
@@ -73,6 +76,8 @@ class Vector:
     site: str = "resid_post"
     op: str = "add"
     targets: Floats | None = None
+    encoders: Floats | None = None
+    encoder_biases: Floats | None = None
     positive: str = ""
     negative: str = ""
     phase: str = "all"
@@ -116,10 +121,14 @@ class Vector:
         if (self.targets is not None) != (self.op in _TARGETED):
             needs = "needs a target per layer" if self.op in _TARGETED else "takes no target"
             raise MlxsteerError(f"op {self.op} {needs}: {' and '.join(_TARGETED)} have one")
+        if (self.encoders is None) != (self.encoder_biases is None):
+            raise MlxsteerError("encoders and encoder_biases belong together: give both or neither")
+        if self.encoders is not None and self.op == "add":
+            raise MlxsteerError("op add reads nothing and takes no encoder: leave it out")
 
     def _settle_arrays(self) -> None:
         object.__setattr__(self, "layers", layer_numbers(self.layers))
-        for key, ndim in (("directions", 2), ("scales", 1), ("targets", 1)):
+        for key, ndim in _ARRAYS.items():
             if getattr(self, key) is not None:
                 array = layer_array(getattr(self, key), key, self.layers, ndim)
                 object.__setattr__(self, key, array)
@@ -129,8 +138,20 @@ class Vector:
                 raise MlxsteerError(f"the direction of layer {layer} has norm {norm:.6g}: use 1")
             if scale <= 0:
                 raise MlxsteerError(f"the scale of layer {layer} is {scale}: use one above 0")
+        if self.encoders is not None:
+            self._check_encoders(self.encoders)
         if self.model and (problem := misfit(self.model, self.hidden_size, self.layers)):
             raise MlxsteerError(f"it {problem}: extract it on that model")
+
+    def _check_encoders(self, encoders: Floats) -> None:
+        if encoders.shape != self.directions.shape:
+            shape = list(self.directions.shape)
+            raise MlxsteerError(f"encoders have the shape {list(encoders.shape)}: use {shape}")
+        for layer, norm in zip(self.layers, norms(encoders), strict=True):
+            if norm == 0:
+                raise MlxsteerError(f"the encoder of layer {layer} has norm 0: it reads nothing")
+        if self.op == "cap" and self.targets is not None and (self.targets < 0).any():
+            raise MlxsteerError("a feature is never below 0: cap it at a target from 0")
 
     @classmethod
     def from_rows(cls, name: str, rows: Mapping[int, npt.ArrayLike], **fields: Any) -> "Vector":
@@ -192,9 +213,12 @@ class Vector:
         }
 
     def _tensors(self) -> dict[str, Floats]:
-        tensors = {f"direction.{n}": d for n, d in zip(self.layers, self.directions, strict=True)}
-        target = {} if self.targets is None else {"target": self.targets}
-        return {**tensors, "scale": self.scales, **target}
+        whole = {"scale": self.scales, "target": self.targets, "encoder_bias": self.encoder_biases}
+        tensors = {name: array for name, array in whole.items() if array is not None}
+        for key, rows in (("direction", self.directions), ("encoder", self.encoders)):
+            if rows is not None:
+                tensors |= {f"{key}.{n}": row for n, row in zip(self.layers, rows, strict=True)}
+        return tensors
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vector) and self.content_sha256 == other.content_sha256
@@ -215,8 +239,8 @@ class Vector:
     def replace(self, **fields: Any) -> "Vector":
         """Return a copy with other fields.
 
-        A change of its effect (layers, directions, scales, targets, site, op, phase) drops
-        calibration and evidence, unless it comes with a new calibration.
+        A change of its effect (layers, arrays, site, op, phase) drops calibration and evidence,
+        unless it comes with a new calibration.
         """
         if _EFFECT & fields.keys() and "calibration" not in fields:
             fields = {"evidence": {}, **fields, "calibration": None}
@@ -231,70 +255,20 @@ class Vector:
                 f"choose from {', '.join(map(str, self.layers)) or 'none, it is zero'}"
             )
         at = [self.layers.index(n) for n in wanted]
-        return self.replace(
-            layers=wanted,
-            directions=self.directions[at],
-            scales=self.scales[at],
-            targets=None if self.targets is None else self.targets[at],
-        )
+        arrays = {key: getattr(self, key) for key in _ARRAYS}
+        kept = {key: array if array is None else array[at] for key, array in arrays.items()}
+        return self.replace(layers=wanted, **kept)
 
     def __add__(self, other: "Vector") -> "Vector":
-        return self._sum(other, 1) if isinstance(other, Vector) else NotImplemented
+        return algebra.total(self, other, 1) if isinstance(other, Vector) else NotImplemented
 
     def __sub__(self, other: "Vector") -> "Vector":
-        return self._sum(other, -1) if isinstance(other, Vector) else NotImplemented
-
-    def _sum(self, other: "Vector", sign: int) -> "Vector":
-        """Row by row `a + sign * b` in float64; what cancels but for rounding is dropped."""
-        mine, theirs = self.model, other.model
-        fits = {key: getattr(self, key) == getattr(other, key) for key in _SUMMABLE}
-        fits["op"] = self.op == other.op == "add"
-        fits["model"] = mine is None or theirs is None or mine.same_model(theirs)
-        for key in (key for key, fit in fits.items() if not fit):
-            a, b = (f"{brief(v.name)} ({key} {getattr(v, key)})" for v in (self, other))
-            raise MlxsteerError(f"{a} and {b} have no sum: steer with both, each at its strength")
-        layers = sorted({*self.layers, *other.layers}) or [0]
-        parts = np.zeros((2, len(layers), self.hidden_size))
-        for part, v in zip(parts, (self, other), strict=True):
-            at = [layers.index(n) for n in v.layers]
-            part[at] = v.directions.astype(np.float64) * v.scales[:, None]
-        rows = parts[0] + sign * parts[1]
-        rows[norms(rows) <= _CANCELLED * norms(parts).sum(0)] = 0
-        licenses = {self.license, other.license}
-        return Vector.from_rows(
-            _short(f"({self.name}{'+' if sign > 0 else '-'}{other.name})"),
-            dict(zip(layers, rows, strict=True)),
-            site=self.site,
-            phase=self.phase,
-            method="sum",
-            template=self.template if self.template == other.template else {},
-            model=mine or theirs,
-            license="" if "" in licenses else " AND ".join(sorted(licenses)),
-        )
+        return algebra.total(self, other, -1) if isinstance(other, Vector) else NotImplemented
 
     def __mul__(self, factor: float) -> "Vector":
         if isinstance(factor, bool) or not isinstance(factor, _NUMBERS):
             return NotImplemented
-        name, words = brief(self.name), (self.positive, self.negative)
-        k = math.inf if isinstance(factor, int) and abs(factor) >= 2**1023 else float(factor)
-        if not math.isfinite(k):
-            raise UsageError(f"vector {name} times {brief(factor)}: use a finite number")
-        if self.op != "add":
-            raise MlxsteerError(f"vector {name} (op {self.op}) has no multiple: use the strength")
-        if k == 1:
-            return self
-        negated = self.name[1:] if re.match("-[^-]", self.name) else f"-{self.name}"
-        with np.errstate(over="ignore", under="ignore"):
-            scales = (self.scales.astype(np.float64) * abs(k)).astype(np.float32)
-        at = np.flatnonzero(scales)
-        return self.replace(
-            name=_short(negated if k == -1 else f"{k:g}*{self.name}"),
-            layers=[self.layers[i] for i in at],
-            directions=self.directions[at] * np.float32(math.copysign(1, k)),
-            scales=scales[at],
-            positive=words[k < 0],
-            negative=words[k >= 0],
-        )
+        return algebra.multiple(self, factor)
 
     __rmul__ = __mul__
 
@@ -327,12 +301,16 @@ def read_vector(path: str | os.PathLike[str]) -> Vector:
     """Read a vector file and verify all of it; anything amiss is an MlxsteerError of one line."""
     path = Path(path)
     record, tensors = vector_file.unpack(path)
+    layers = record["layers"]
+    reads = "encoder_bias" in tensors
     try:
         return Vector(
-            layers=tuple(record["layers"]),
-            directions=np.stack([tensors[f"direction.{n}"] for n in record["layers"]]),
+            layers=tuple(layers),
+            directions=np.stack([tensors[f"direction.{n}"] for n in layers]),
             scales=tensors["scale"],
             targets=tensors.get("target"),
+            encoders=np.stack([tensors[f"encoder.{n}"] for n in layers]) if reads else None,
+            encoder_biases=tensors.get("encoder_bias"),
             model=None if record["model"] is None else ModelRef.from_json(record["model"]),
             **{key: record[key] for key in (*TEXTS, *OBJECTS, "n_pairs")},
         )
@@ -344,7 +322,3 @@ def _is_window(phase: str) -> bool:
     window = re.fullmatch("([0-9]*):([0-9]*)", phase)
     start, stop = window.groups() if window else ("", "")
     return phase != ":" and window is not None and (not stop or int(start or 0) < int(stop))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 60 else name[:57] + "..."

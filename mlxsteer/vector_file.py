@@ -1,8 +1,9 @@
 """The bytes of a vector file (format version 1): tensors and one JSON record, verified.
 
 The file is safetensors. Its tensors are F32: `direction.N` (`[D]`, unit norm, N = 0-based layer),
-`scale` (`[n]`, ascending layers) and, for clamp and cap, `target` (`[n]`). Its metadata has one
-entry, `mlxsteer`: the fields of `Vector.record()` as canonical JSON, i.e. sorted keys, no spaces,
+`scale` (`[n]`, ascending layers), for clamp and cap `target` (`[n]`), and for an SAE feature that
+is read by its encoder `encoder.N` (`[D]`) and `encoder_bias` (`[n]`). Its metadata has one entry,
+`mlxsteer`: the fields of `Vector.record()` as canonical JSON, i.e. sorted keys, no spaces,
 characters as they are (UTF-8), the shortest form of every float.
 
 The field `content_sha256` is the SHA-256 of, for each tensor in the byte order of the names, the
@@ -46,7 +47,7 @@ OBJECTS = ("template", "evidence", "calibration")
 FIELDS = {*TEXTS, *OBJECTS, "format_version", "layers", "n_pairs", "model", "content_sha256"}
 MAX_HEADER = 1 << 24
 
-_TENSOR_NAME = re.compile(r"direction\.(?:0|[1-9][0-9]{0,5})|scale|target")
+_TENSOR_NAME = re.compile(r"(?:direction|encoder)\.(?:0|[1-9][0-9]{0,5})|encoder_bias|scale|target")
 
 
 # Writing
@@ -201,10 +202,13 @@ def _check_content(record: dict[str, Any], tensors: Mapping[str, Floats]) -> Non
     layers = record["layers"]
     if not isinstance(layers, list) or not layers:
         raise MlxsteerError(f"layers is {brief(layers)}; a file has a list of one or more")
-    names = [f"direction.{n}" for n in layer_numbers(layers)]
-    strange = (tensors.keys() - {"target"}) ^ {"scale", *names}
+    reads = any(name.startswith("encoder") for name in tensors)
+    kinds = ("direction", "encoder") if reads else ("direction",)
+    names = [f"{kind}.{n}" for kind in kinds for n in layer_numbers(layers)]
+    wanted = {"scale", *names, *(["encoder_bias"] if reads else [])}
+    strange = (tensors.keys() - {"target"}) ^ wanted
     if strange:
-        verb = "is missing" if min(strange) in {"scale", *names} else "is there"
+        verb = "is missing" if min(strange) in wanted else "is there"
         raise MlxsteerError(f"layers are {brief(layers)} and tensor {min(strange)} {verb}; {AGAIN}")
     for name in names:
         widths = [len(tensors[n]) for n in (names[0], name)]

@@ -41,6 +41,13 @@ def make(**fields: Any) -> Vector:
     return Vector(**{**given_fields, **fields})
 
 
+# an SAE feature: read along another row than it is written, of any norm
+FEATURE: dict[str, Any] = {
+    "op": "project",
+    "encoders": np.stack([f32(3, 0, -4, 0), f32(0, 1e-3, 0, 0)]),
+    "encoder_biases": f32(-0.5, 0),
+}
+
 ELEMENTS = st.floats(-1e6, 1e6, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)
 ROWS = st.dictionaries(
     st.integers(0, 5), st.lists(ELEMENTS, min_size=WIDTH, max_size=WIDTH), min_size=1, max_size=4
@@ -89,7 +96,11 @@ def test_nothing_can_be_changed_from_outside() -> None:
     evidence["kl"][0] = 2.0
     assert vector.layers == (1, 3)
     assert vector.evidence["kl"] == (1.0,)
-    for array in (vector.directions, vector.scales, vector.rows()[1]):
+    feature = make(**FEATURE)
+    assert feature.encoders is not None
+    assert feature.encoder_biases is not None
+    arrays = (feature.encoders, feature.encoder_biases)
+    for array in (vector.directions, vector.scales, vector.rows()[1], *arrays):
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
         with pytest.raises(ValueError, match="read-only"):
@@ -155,6 +166,16 @@ def test_any_array_becomes_contiguous_float32() -> None:
         ({"op": "clamp"}, "op clamp needs a target per layer"),
         ({"op": "cap", "targets": [1, np.nan]}, "targets of layer 3 have NaN"),
         ({"op": "cap", "targets": [[1, 1]]}, r"targets have the shape \[1, 2\]"),
+        (FEATURE | {"op": "add"}, "op add reads nothing and takes no encoder: leave it out"),
+        (FEATURE | {"encoders": None}, "belong together: give both or neither"),
+        (FEATURE | {"encoder_biases": None}, "belong together: give both or neither"),
+        (FEATURE | {"encoders": np.eye(2, 3)}, r"encoders have the shape \[2, 3\]: use \[2, 4\]"),
+        (FEATURE | {"encoders": np.eye(3, 4)}, r"encoders have the shape \[3, 4\]"),
+        (FEATURE | {"encoders": np.diag([1.0, 0, 1, 1])[:2]}, "encoder of layer 3 has norm 0"),
+        (FEATURE | {"encoders": np.full((2, 4), np.inf)}, "encoders of layer 1 have NaN or inf"),
+        (FEATURE | {"encoder_biases": [0.0]}, r"encoder_biases have the shape \[1\]: use \[2\]"),
+        (FEATURE | {"encoder_biases": [0.0, np.nan]}, "encoder_biases of layer 3 have NaN"),
+        (FEATURE | {"op": "cap", "targets": [1, -1]}, "never below 0: cap it at a target from 0"),
     ],
 )
 def test_what_cannot_exist_is_named(fields: dict[str, Any], words: str) -> None:
@@ -173,6 +194,13 @@ def test_what_may_exist() -> None:
         targets = [-1.0, 2.0] if op in ("clamp", "cap") else None
         assert make(op=op, targets=targets).op == op
     assert make(directions=[unit(1, 2, 3, 4), 1.00005 * unit(1, 0, 0, 0)]).layers == (1, 3)
+    for op in ("project", "clamp", "cap"):
+        targets = None if op == "project" else [0.0, 2.0]
+        assert make(**FEATURE | {"op": op, "targets": targets}).encoders is not None
+    assert make(**FEATURE | {"op": "clamp", "targets": [-1, 2]}).op == "clamp"
+    tiny = make(**FEATURE | {"encoders": np.full((2, 4), 1e-45)}).encoders
+    assert tiny is not None
+    assert (tiny > 0).all()
 
 
 def test_equality_is_by_content() -> None:
@@ -195,6 +223,11 @@ def test_equality_is_by_content() -> None:
     for fields in changes:
         assert make(**fields) != make()
     assert make(op="clamp", targets=[0, 1]) != make(op="clamp", targets=[0, 2])
+    feature = make(**FEATURE)
+    assert feature == make(**FEATURE)
+    assert feature != make(op="project")
+    assert feature != make(**FEATURE | {"encoders": 2 * FEATURE["encoders"]})
+    assert feature != make(**FEATURE | {"encoder_biases": f32(-0.5, 0.5)})
 
 
 def test_a_copy_is_the_same_vector() -> None:
@@ -431,6 +464,10 @@ def test_the_zero_vector_lives_in_memory_only(tmp_path: Path) -> None:
 
 
 def test_replace() -> None:
+    feature = make(**FEATURE, calibration={"unit": "nat"})
+    assert not feature.replace(encoder_biases=[0, 0]).calibrated
+    with pytest.raises(MlxsteerError, match="op add reads nothing"):
+        feature.replace(op="add")
     full = make(calibration={"unit": "nat"}, evidence={"kl": 1.0})
     assert full.replace(name="x").calibrated
     for change in ({"phase": "response"}, {"scales": [1, 1]}, {"layers": (1, 4)}):
@@ -448,6 +485,9 @@ def test_restrict() -> None:
     assert clamp.restrict([3]).layers == (3,)
     np.testing.assert_array_equal(clamp.restrict([3]).targets, [2])
     np.testing.assert_array_equal(clamp.restrict([3]).rows()[3], clamp.rows()[3])
+    feature = make(**FEATURE).restrict([3])
+    np.testing.assert_array_equal(feature.encoders, [FEATURE["encoders"][1]])
+    np.testing.assert_array_equal(feature.encoder_biases, [0])
     assert make().restrict([3, 1, 3]) == make()
     for wrong in ([2], [1, 2], []):
         with pytest.raises(UsageError, match=rf"has no layers \{wrong}: choose from 1, 3"):
@@ -504,9 +544,7 @@ def test_what_is_saved_reads_back(v: Vector, tmp_path_factory: pytest.TempPathFa
 def test_every_field_reads_back(tmp_path: Path) -> None:
     full = make(
         name="Freude ☺",
-        op="cap",
         site="mlp_out",
-        targets=[-1.5, 2],
         phase="5:20",
         method="mean_diff",
         token="last",
@@ -518,12 +556,13 @@ def test_every_field_reads_back(tmp_path: Path) -> None:
         license="MIT",
         tool="mlxsteer 9.9.9",
     )
+    full = full.replace(**FEATURE | {"op": "cap", "targets": [1.5, 0]})
     path = str(tmp_path / "full.safetensors")
     full.save(path)
     found = read_vector(path)
     assert found == full
     assert found.record() == full.record()
-    for key in ("directions", "scales", "targets"):
+    for key in ("directions", "scales", "targets", "encoders", "encoder_biases"):
         np.testing.assert_array_equal(getattr(found, key), getattr(full, key))
         assert not getattr(found, key).flags.writeable
 

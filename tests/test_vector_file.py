@@ -21,6 +21,7 @@ from mlxsteer.vector_file import whole_file
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "tiny.safetensors"
+FEATURE = HERE / "golden" / "feature.safetensors"
 GOLDEN_SHA256 = "8224f0773a5fff69b47154ec7be9da125043b7b7581e86d10e7167757138a16e"
 
 
@@ -33,6 +34,16 @@ def tiny() -> Vector:
         directions=np.stack([arrays["direction.1"], arrays["direction.2"]]),
         scales=arrays["scale"],
         **fields,
+    )
+
+
+def feature() -> Vector:
+    """The vector of the golden file of an SAE feature: it is read by an encoder of its own."""
+    arrays = vectors.feature()
+    return tiny().replace(
+        op="project",
+        encoders=np.stack([arrays["encoder.1"], arrays["encoder.2"]]),
+        encoder_biases=arrays["encoder_bias"],
     )
 
 
@@ -55,6 +66,19 @@ def test_golden_bytes(tmp_path: Path) -> None:
     tiny().save(tmp_path / "tiny.safetensors")
     assert (tmp_path / "tiny.safetensors").read_bytes() == GOLDEN.read_bytes()
     assert tiny().content_sha256 == GOLDEN_SHA256
+
+
+def test_golden_bytes_of_a_feature(tmp_path: Path, scratch: Path) -> None:
+    feature().save(tmp_path / "feature.safetensors")
+    assert (tmp_path / "feature.safetensors").read_bytes() == FEATURE.read_bytes()
+    fields = vectors.record(op="project", evidence={}, calibration=None)
+    scratch.write_bytes(vectors.build(fields, vectors.feature()))
+    assert read_vector(FEATURE) == read_vector(scratch) == feature()
+    assert feature().content_sha256 == vectors.signed(fields, vectors.feature())["content_sha256"]
+    found = read_vector(FEATURE)
+    assert found.encoders is not None
+    np.testing.assert_array_equal(found.encoders[0], np.array([0.5, 0, 2, 0], np.float32))
+    np.testing.assert_array_equal(found.encoder_biases, np.array([-0.5, 0.25], np.float32))
 
 
 def test_golden_file_reads_back() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -60,9 +61,15 @@ def tensors(**changes: Any) -> Tensors:
         "direction.2": [0.0, 1.0, 0.0, -0.0],
         "scale": [1.5, 0.25],
     }
-    arrays |= {key.replace("_", "."): value for key, value in changes.items()}
+    arrays |= {re.sub(r"_(\d+)$", r".\1", key): value for key, value in changes.items()}
     kept = {key: value for key, value in arrays.items() if value is not ...}
     return {key: np.asarray(value, dtype="<f4") for key, value in kept.items()}
+
+
+def feature(**changes: Any) -> Tensors:
+    """The arrays of a valid file of op project that reads by an encoder."""
+    rows = {"encoder_1": [0.5, 0.0, 2.0, 0.0], "encoder_2": [0.0, 0.0, 0.0, -1.0]}
+    return tensors(**{**rows, "encoder_bias": [-0.5, 0.25], **changes})
 
 
 def signed(fields: dict[str, Any], arrays: Tensors) -> dict[str, Any]:
@@ -122,6 +129,11 @@ def changed(**fields: Any) -> Callable[[], bytes]:
 def given(**arrays: Any) -> Callable[[], bytes]:
     """A file that differs from a valid one in these tensors, its hash right."""
     return lambda: build(None, tensors(**arrays))
+
+
+def read(op: str = "project", **arrays: Any) -> Callable[[], bytes]:
+    """A file that reads by an encoder and differs in these tensors, its hash right."""
+    return lambda: build(record(op=op), feature(**arrays))
 
 
 def entry(**entries: Any) -> Callable[[], bytes]:
@@ -270,6 +282,19 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
         lambda: build(record(op="cap"), tensors(target=[1])),
         ("targets", "[1]", "[2]"),
     ),
+    "encoder for add": (read("add"), ("op add reads nothing",)),
+    "encoder bias missing": (read(encoder_bias=...), ("encoder_bias is missing", "[1, 2]")),
+    "encoder missing": (read(encoder_2=...), ("encoder.2 is missing", "[1, 2]")),
+    "encoders missing": (read(encoder_1=..., encoder_2=...), ("encoder.1 is missing",)),
+    "encoder besides": (read(encoder_3=[1, 0, 0, 0]), ("encoder.3 is there", "[1, 2]")),
+    "encoder of no layer": (read(encoder=[1, 0, 0, 0]), ("unknown tensor 'encoder'",)),
+    "encoder with a zero": (read(encoder_01=[1, 0, 0, 0]), ("unknown tensor 'encoder.01'",)),
+    "encoder of zeros": (read(encoder_2=[0, 0, 0, 0]), ("encoder of layer 2 has norm 0",)),
+    "NaN encoder": (read(encoder_1=[NAN, 0, 0, 0]), ("encoders of layer 1", "NaN")),
+    "infinite bias": (read(encoder_bias=[0, INFINITY]), ("encoder_biases of layer 2",)),
+    "encoder width": (read(encoder_2=[1, 0, 0]), ("encoder.2", "width", "[4, 3]")),
+    "encoder bias too short": (read(encoder_bias=[1]), ("encoder_biases", "[1]", "[2]")),
+    "feature below zero": (read("cap", target=[1, -1]), ("cap it at a target from 0",)),
     "width another": (given(direction_2=[1.0, 0, 0]), ("direction.2", "width", "[4, 3]")),
     "width zero": (
         lambda: build(record(model=None), tensors(direction_1=[], direction_2=[])),
