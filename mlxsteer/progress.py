@@ -26,11 +26,13 @@ def bars() -> Iterator[Progress]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(24),  # a full line would be broken by the "^C" that a terminal writes
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as shown:
+    console = Console(stderr=True)
+    off = not console.is_interactive  # rich would leave an empty line in a log
+    with Bars(*columns, console=console, transient=True, disable=off) as shown:
         tasks: dict[str, object] = {}
 
         def progress(stage: str, done: int, total: int) -> None:

@@ -91,8 +91,8 @@ class Row:
         if not marker:
             return mx.ones((length, 1))
         before = len(marker) - 1
-        tail = mx.full((before,), -1, tokens.dtype) if self.tail is None else self.tail
-        text = mx.concatenate([tail.astype(tokens.dtype), tokens])
+        tail = mx.full((before,), -1, mx.int32) if self.tail is None else self.tail
+        text = mx.concatenate([tail, tokens.astype(mx.int32)])
         self.tail = text[text.shape[0] - before :] if before else None
         hit = mx.array(True)
         for i, token in enumerate(marker):

@@ -1,0 +1,125 @@
+"""Prompt caches that outlive a generation: reused, saved, loaded, refused and read again.
+
+A cache is right for another steering where the edits on the shared positions are the same: a prompt
+that was read under response-only steering serves any other. The record of what acted travels with
+the cache; on disk it is in the metadata of mlx-lm's own format, whose loader knows no other classes
+than mlx-lm's. This module knows nothing of tokenizers or text.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import load_prompt_cache as mlx_load
+from mlx_lm.models.cache import save_prompt_cache as mlx_save
+
+from .errors import MlxsteerError
+from .record import Record
+from .runtime import Steered
+from .state import Live, Row, SteeringState
+from .steering import Steering
+from .vector_file import whole_file
+
+__all__ = ["load_prompt_cache", "read", "reuse", "save_prompt_cache"]
+
+CHUNK = 512  # tokens of one forward pass of `read`
+
+
+def read(
+    steered: Steered,
+    tokens: Sequence[int],
+    steering: Steering | Live | None = None,
+    *,
+    prompt_length: int | None = None,
+    think_end: Sequence[int] | None = None,
+) -> list[Any]:
+    """Return the prompt cache of `tokens` read under `steering`, also of a conversation anew.
+
+    Args:
+        tokens: all that the cache shall hold.
+        prompt_length, think_end: as for `Steered.make_cache`.
+    """
+    cache = steered.make_cache(steering, prompt_length, think_end)
+    for start in range(0, len(tokens), CHUNK):
+        steered(mx.array([tokens[start : start + CHUNK]]), cache=cache)
+        mx.eval([c.state for c in cache])
+    return cache
+
+
+def reuse(
+    cache: list[Any],
+    steering: Steering | Live,
+    *,
+    prompt_length: int | None = None,
+    think_end: Sequence[int] | None = None,
+) -> list[Any]:
+    """Let a request with `steering` go on where `cache` ends; the list itself is returned.
+
+    Args:
+        cache: of one request.
+        prompt_length: tokens of the new prompt in all, those in the cache among them.
+
+    Raises:
+        MlxsteerError: other edits acted on what the cache holds than `steering` asks for.
+    """
+    state = _state(cache)
+    live = Live(steering) if isinstance(steering, Steering) else steering
+    row = state.rows[0]
+    asked = Record.expected(live.steering, row.position, prompt_length)
+    differs = row.record.first_difference(asked, row.position)
+    if differs is not None:
+        raise MlxsteerError(
+            f"this prompt cache was read under another steering from position {differs} on: "
+            f"trim it to {differs} tokens, or read() the tokens again"
+        )
+    new = Row(live, prompt_length, think_end)
+    new.position, new.record = row.position, row.record
+    if think_end == row.think_end and prompt_length == row.prompt_length:
+        new.answer, new.tail = row.answer, row.tail
+    state.rows = [new]
+    return cache
+
+
+def save_prompt_cache(
+    path: str | os.PathLike[str], cache: list[Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write the cache of one request in mlx-lm's format, the steering record in its metadata."""
+    state = _state(cache)
+    mine = {"mlxsteer.position": str(state.size()), "mlxsteer.record": state.record.to_json()}
+    with whole_file(Path(path)) as temporary:
+        target = temporary.with_suffix(".safetensors")  # mlx appends it where it is missing
+        mlx_save(str(target), cache[:-1], {**(metadata or {}), **mine})
+        target.replace(temporary)
+
+
+def load_prompt_cache(path: str | os.PathLike[str]) -> tuple[list[Any], dict[str, str]]:
+    """Return a saved cache, to be given to `reuse`, and its metadata.
+
+    A cache that mlx-lm saved itself was read unsteered, and says so in its record.
+
+    Raises:
+        MlxsteerError: no file of this kind, or a damaged record.
+    """
+    try:
+        cache, metadata = mlx_load(str(path), return_metadata=True)
+    except (RuntimeError, ValueError, KeyError, IndexError) as e:
+        raise MlxsteerError(f"{path} is no prompt cache ({e}): save one first") from e
+    fields = dict(metadata) if isinstance(metadata, dict) else {}
+    steering = fields.pop("mlxsteer", {})
+    row = Row(Live(), None)
+    row.position = int(steering.get("position", max(c.size() for c in cache)))
+    row.record = Record.from_json(steering.get("record", "{}"))
+    return [*cache, SteeringState([row])], fields
+
+
+def _state(cache: list[Any]) -> SteeringState:
+    state = cache[-1]
+    if not isinstance(state, SteeringState):
+        raise MlxsteerError(
+            "this prompt cache carries no steering: make it with Steered.make_cache()"
+        )
+    if len(state.rows) != 1:
+        raise MlxsteerError(f"this cache holds {len(state.rows)} requests: extract one of them")
+    return state
