@@ -16,6 +16,7 @@ from mlx_lm.generate import stream_generate as mlx_stream_generate
 from mlx_lm.sample_utils import make_sampler
 
 from .errors import UsageError
+from .progress import Progress, silent
 from .prompts import Message, check_length, render
 from .runtime import Live, Steered
 from .steering import Steering
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 Prompt = str | Sequence[int] | Sequence[Message]
+
+BATCH = 32  # rows written at once
 
 
 @dataclass(frozen=True)
@@ -166,11 +169,53 @@ def generate_batch(
 ) -> Iterator[tuple[int, int]]:
     """Yield `(row, token)` of many prompts written at once, each row with its own steering.
 
-    A row ends when it has written an end token (not yielded) or `max_tokens` tokens.
+    A row ends when it has written an end token (not yielded) or `max_tokens` tokens. At most
+    `BATCH` rows are written at once; when one ends, the next prompt takes its place.
 
     Args:
         steering: one for all rows, or one per row.
     """
+    answers = _answers(
+        model, tokenizer, prompts, steering, max_tokens=max_tokens, sampling=sampling, raw=raw
+    )
+    for row, token, _ in answers:
+        if token is not None:
+            yield row, token
+
+
+def generate_many(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    steering: Steering | Sequence[Steering | None] | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> list[str]:
+    """Return the answers to many prompts, in their order; arguments as in `generate_batch`."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    progress("writing answers", 0, len(rows))
+    for row, token, ended in _answers(model, tokenizer, prompts, steering, **options):
+        if token is not None:
+            rows[row].append(token)
+        if ended:
+            done += 1
+            progress("writing answers", done, len(rows))
+    return [tokenizer.decode(row) for row in rows]
+
+
+def _answers(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    steering: Steering | Sequence[Steering | None] | None,
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling = Sampling(),
+    raw: bool = False,
+) -> Iterator[tuple[int, int | None, bool]]:
+    """Yield `(row, token, ended)`; the token is None where an end token ended the row."""
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
     rows = [encode(model, tokenizer, p, raw=raw) for p in prompts]
@@ -185,15 +230,19 @@ def generate_batch(
         max_tokens=max_tokens,
         stop_tokens=[[t] for t in tokenizer.eos_token_ids],
         sampler=sampling.sampler(),
-        prefill_batch_size=max(8, len(rows)),
-        completion_batch_size=max(32, len(rows)),
+        prefill_batch_size=BATCH,
+        completion_batch_size=BATCH,
     )
     try:
         order = {uid: i for i, uid in enumerate(generator.insert(rows, caches=caches))}
         while answers := generator.next_generated():
             for answer in answers:
-                if answer.finish_reason != "stop":
-                    yield order[answer.uid], answer.token
+                reason = answer.finish_reason
+                yield (
+                    order[answer.uid],
+                    None if reason == "stop" else answer.token,
+                    reason is not None,
+                )
     finally:
         generator.close()
 

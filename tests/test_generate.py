@@ -10,7 +10,7 @@ from tiny import tiny, tokenizer, vector
 from mlxsteer import forward, generate, stream_generate
 from mlxsteer.capture import capturing
 from mlxsteer.errors import MlxsteerError, UsageError
-from mlxsteer.generate import Sampling, encode, generate_batch
+from mlxsteer.generate import BATCH, Sampling, encode, generate_batch, generate_many
 from mlxsteer.runtime import Live
 from mlxsteer.steering import Steering
 
@@ -129,6 +129,28 @@ def test_many_prompts_at_once_each_with_its_own_steering() -> None:
     assert same[1] != got[1]
     with pytest.raises(UsageError, match="2 steerings for 3 prompts"):
         next(generate_batch(model, words, prompts, steering=[STRONG, None]))
+
+
+def test_more_prompts_than_rows_keep_their_order_and_their_steering() -> None:
+    model, words = tiny(), tokenizer()
+    prompts = [[3 + i % 40, 5, 6 + i % 7][: 1 + i % 3] for i in range(BATCH + 9)]
+    each = [None if i % 3 else STRONG for i in range(len(prompts))]
+    seen: list[tuple[str, int, int]] = []
+    got = generate_many(
+        model,
+        words,
+        prompts,
+        steering=each,
+        max_tokens=4,
+        progress=lambda *step: seen.append(step),
+    )
+    for i in (0, 1, BATCH - 1, BATCH, BATCH + 8):
+        alone = generate_many(model, words, [prompts[i]], steering=each[i], max_tokens=4)
+        assert [got[i]] == alone
+    assert seen[0] == ("writing answers", 0, len(prompts))
+    assert seen[-1] == ("writing answers", len(prompts), len(prompts))
+    other = generate_many(model, words, [prompts[0]], max_tokens=4)
+    assert [got[0]] != other
 
 
 def test_forward_gives_float32_logits_of_one_or_many_rows() -> None:

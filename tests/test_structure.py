@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlxsteer"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# A module imports modules of the lines above its own only; `arch` and `cli` are one noun each. The
-# package's own face (__init__) may be imported by nothing below it, its version excepted.
+# A module imports modules of the lines above its own only; `arch`, `cli` and `interop` are one noun
+# each. The package's own face (__init__) may be imported by nothing below it, its version excepted.
 RANKS = [
     "errors progress",
     "backend tables values",
     "edits metrics model_ref prompts taps",
     "algebra vector_file",
     "vector",
-    "arch gguf library patch steering",
+    "arch compare gguf library patch steering",
     "plan record",
     "state",
     "adopt gguf_families gguf_tensors runtime",

@@ -1,0 +1,44 @@
+"""How much faster many prompts are answered at once than one after the other.
+
+    python bench/batch.py [MODEL]
+
+32 neutral prompts, greedy, 16 tokens each; tokens/s of the batch over tokens/s of one at a time.
+"""
+
+import argparse
+
+from interleaved import interleaved
+
+import mlxsteer
+from mlxsteer.generate import encode, generate_batch
+from mlxsteer.library import neutral_prompts
+
+PROMPTS, TOKENS = 32, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    model, tokenizer = mlxsteer.load(arguments.model)
+    rows = [encode(model, tokenizer, text) for text in neutral_prompts()[:PROMPTS]]
+
+    def together() -> None:
+        for _ in generate_batch(model, tokenizer, rows, max_tokens=TOKENS):
+            pass
+
+    def one_at_a_time() -> None:
+        for row in rows:
+            for _ in generate_batch(model, tokenizer, [row], max_tokens=TOKENS):
+                pass
+
+    r = interleaved(together, one_at_a_time, arguments.rounds)
+    print(
+        f"{PROMPTS} prompts at once: {r.ratio:.2f} times the tokens/s of one at a time "
+        f"[{r.low:.2f}, {r.high:.2f}] ({r.a:.1f} s against {r.b:.1f} s)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""How fast contrast prompts are read: batched with shared prefixes, against one at a time.
+
+    python bench/extract.py [MODEL]
+
+Prints the seconds of the batched capture of 100 pairs (all layers, no logits), and the ratio to the
+same prompts one at a time (also without logits), interleaved in the same run on a part of them.
+"""
+
+import argparse
+import dataclasses
+import time
+
+from interleaved import interleaved
+
+import mlxsteer
+from mlxsteer.capture import capture
+from mlxsteer.library import concept, concepts
+from mlxsteer.prompts import render
+
+PAIRS = 100
+TOKENS = 30  # of the user's text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    model, tokenizer = mlxsteer.load(arguments.model)
+    texts = [text for c in concepts() if c.recipe for text in c.recipe.prompts]
+    short = [t for t in texts if len(tokenizer.encode(t)) <= TOKENS][:PAIRS]
+    recipe = concept("pirate").recipe
+    assert recipe is not None
+    pairs = dataclasses.replace(recipe, prompts=tuple(short)).pairs()
+    picked = [
+        [render(tokenizer, getattr(p, side)) for p in pairs] for side in ("positive", "negative")
+    ]
+    tokens = sum(len(p) for side in picked for p in side)
+    start = time.perf_counter()
+    for side in picked:
+        capture(model, side)
+    seconds = time.perf_counter() - start
+    speed = tokens / seconds
+    print(f"{len(short)} pairs, {tokens} tokens, all layers: {seconds:.1f} s, {speed:.0f} tokens/s")
+
+    part = [side[:12] for side in picked]
+
+    def batched() -> None:
+        for side in part:
+            capture(model, side)
+
+    def one_at_a_time() -> None:
+        for side in part:
+            for prompt in side:
+                capture(model, [prompt])
+
+    r = interleaved(batched, one_at_a_time, arguments.rounds)
+    print(
+        f"12 pairs: one at a time takes {r.ratio:.2f} times as long "
+        f"[{r.low:.2f}, {r.high:.2f}] ({r.b:.2f} s against {r.a:.2f} s)"
+    )
+
+
+if __name__ == "__main__":
+    main()
