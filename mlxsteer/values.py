@@ -27,6 +27,7 @@ __all__ = [
     "norms",
     "parsed",
     "plain",
+    "printable",
 ]
 
 AGAIN = "copy or download it again"
@@ -41,6 +42,11 @@ _REPR.maxstring = _REPR.maxother = 60
 def brief(value: object) -> str:
     """Name any value in one short line."""
     return _REPR.repr(value).replace("\n", " ")
+
+
+def printable(text: str) -> str:
+    """Return a foreign name or remark as one line, which may be empty."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable()).strip()
 
 
 def frozen(value: object, where: str, depth: int = 0) -> Any:

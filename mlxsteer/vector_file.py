@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -36,6 +36,7 @@ __all__ = [
     "content_sha256",
     "foreign_format",
     "pack",
+    "read_header",
     "unpack",
     "whole_file",
 ]
@@ -95,13 +96,9 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, Floats]]:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(16)
-            length = _header_length(start, size)
-            head = start + file.read(length - 8)
-            header = parsed(head[8:], "its header")
-            record = _record(header.pop("__metadata__", None))
-            _check_layout(header, size - 8 - length)
+            header, head = read_header(file)
+            record = _record(header.pop("__metadata__", None), header)
+            _check_layout(header, os.fstat(file.fileno()).st_size - len(head))
             tensors = safetensors.numpy.load(head + file.read())
             _check_content(record, tensors)
             return record, tensors
@@ -109,6 +106,14 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, Floats]]:
         raise MlxsteerError(f"{path} cannot be read: {error.strerror or error}") from error
     except (MlxsteerError, SafetensorError) as error:
         raise MlxsteerError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def read_header(file: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON header of a safetensors file, and all bytes before its data."""
+    start = file.read(16)
+    length = _header_length(start, os.fstat(file.fileno()).st_size)
+    head = start + file.read(length - 8)
+    return parsed(head[8:], "its header"), head
 
 
 def _header_length(start: bytes, size: int) -> int:
@@ -125,20 +130,22 @@ def _header_length(start: bytes, size: int) -> int:
     return int(length)
 
 
-def foreign_format(head: bytes) -> str:
-    """Say what a file that is no vector file is, from its first bytes."""
-    pickle = "it could run any program when opened and is never read; use .safetensors or .gguf"
+def foreign_format(head: bytes, use: str = ".safetensors or .gguf") -> str:
+    """Say what a file that is no vector file is, from its first bytes, and what to use instead."""
+    pickle = f"it could run any program when opened and is never read; use {use}"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return f"it is a pickle, {pickle}"
     if head[:4] == b"PK\x03\x04":
         return f"it is a zip archive of pickles or arrays (torch .pt, numpy .npz), {pickle}"
     if head[:4] == b"GGUF":
         return "it is a GGUF file; name it .gguf"
-    return f"it is no vector file, it begins with {head[:8]!r}; use .safetensors or .gguf"
+    return f"it is no vector file, it begins with {head[:8]!r}; use {use}"
 
 
-def _record(metadata: object) -> dict[str, Any]:
+def _record(metadata: object, tensors: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("mlxsteer"), str):
+        if {"W_dec", "w_dec"} & tensors.keys():
+            raise MlxsteerError("it is a sparse autoencoder: choose one of its features")
         raise MlxsteerError(
             "it is no vector file: its metadata has no entry mlxsteer; model weights go to -m, "
             "vectors are written by mlxsteer extract"

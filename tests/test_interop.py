@@ -179,7 +179,32 @@ def test_a_file_without_hint_is_read(tmp_path: Path) -> None:
     path = foreign(tmp_path / "a\tb.gguf", {"direction.1": ROWS[1]}, hint=None)
     found = read_control_vector(path)
     assert found.method == "control vector of an unknown model type"
-    assert found.name == "ab"
+    assert found.name == "a b"
+
+
+def test_the_files_of_repeng_are_read(tmp_path: Path) -> None:
+    """Its export names the model type, counts the layers, and writes them in the order they came.
+
+    repeng reads the output of the 0-based block N for direction N, which is where ours acts.
+    """
+    rows = {f"direction.{n}": np.full(WIDTH, n, np.float32) for n in (11, 3, 7)}
+    path = foreign(tmp_path / "happy.gguf", rows, hint="mistral")
+    fields = gguf.GGUFReader(path).fields
+    assert [name for name in fields if not name.startswith("GGUF.")] == [
+        "general.architecture",
+        "controlvector.model_hint",
+        "controlvector.layer_count",
+    ]
+    found = load_vector(path)
+    assert found.layers == (3, 7, 11)
+    assert found.method == "control vector of mistral"
+    for layer in found.layers:  # the sign and the number of every layer survive
+        np.testing.assert_allclose(found.rows()[layer], np.full(WIDTH, layer), rtol=3e-7)
+    write_control_vector(found, tmp_path / "again.gguf", "mistral")
+    ours = {t.name: t.data.tolist() for t in gguf.GGUFReader(tmp_path / "again.gguf").tensors}
+    assert ours.keys() == rows.keys()
+    for name, row in rows.items():
+        np.testing.assert_allclose(ours[name], row, rtol=3e-7)
 
 
 ROW = ROWS[1]
@@ -262,6 +287,23 @@ def test_load_vector_goes_by_content(tmp_path: Path) -> None:
     assert load_vector(tmp_path / "blob").layers == (1, 2, 11)
     (tmp_path / "wrong.gguf").write_bytes(GOLDEN.read_bytes())
     assert load_vector(GOLDEN) == load_vector(str(tmp_path / "wrong.gguf")) == read_vector(GOLDEN)
+
+
+def test_load_vector_checks_the_width(tmp_path: Path) -> None:
+    write_control_vector(vector(), tmp_path / "joy.gguf")
+    assert load_vector(tmp_path / "joy.gguf", hidden_size=WIDTH).hidden_size == WIDTH
+    for path, width in ((tmp_path / "joy.gguf", WIDTH), (GOLDEN, 4)):
+        with pytest.raises(MlxsteerError, match=f"{path}: it has width {width}, not 7: it is for"):
+            load_vector(path, hidden_size=7)
+
+
+def test_features_and_layers_are_for_autoencoders(tmp_path: Path) -> None:
+    write_control_vector(vector(), tmp_path / "joy.gguf")
+    for path in (tmp_path / "joy.gguf", GOLDEN):
+        with pytest.raises(UsageError, match="layer 3 is for a feature of an SAE: leave it out"):
+            load_vector(path, layer=3)
+        with pytest.raises(MlxsteerError, match=r"it is no SAE|it is a GGUF file"):
+            load_vector(path, feature=3)
 
 
 @pytest.mark.parametrize(

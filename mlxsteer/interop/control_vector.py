@@ -1,4 +1,4 @@
-"""Vectors of others: llama.cpp control vectors (GGUF), and one entry point for all vector files.
+"""Control vectors of llama.cpp and repeng: GGUF files with a row per layer.
 
 A control vector adds the row `direction.N` `[D]` to the output of the 0-based block N: it is our
 additive vector at `resid_post` of layer N with `scale * direction` as its rows. There is no
@@ -14,30 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import MlxsteerError, UsageError
-from .gguf import Header, read_header
-from .values import Floats, brief
-from .vector import Vector, read_vector
-from .vector_file import foreign_format, whole_file
+from ..errors import MlxsteerError, UsageError
+from ..gguf import Header, read_header
+from ..values import Floats, brief, printable
+from ..vector import Vector
+from ..vector_file import whole_file
 
-__all__ = ["load_vector", "read_control_vector", "write_control_vector"]
+__all__ = ["read_control_vector", "write_control_vector"]
 
 _ARCHITECTURE = "controlvector"
-
-
-def load_vector(path: str | os.PathLike[str]) -> Vector:
-    """Read a vector from a .safetensors file of mlxsteer or a .gguf control vector."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise MlxsteerError(f"{path} cannot be read: {error.strerror or error}") from error
-    if head[:4] == b"GGUF":
-        return read_control_vector(path)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return read_vector(path)
-    raise MlxsteerError(f"{path}: {foreign_format(head)}")
 
 
 def read_control_vector(path: str | os.PathLike[str]) -> Vector:
@@ -57,8 +42,8 @@ def read_control_vector(path: str | os.PathLike[str]) -> Vector:
     if not any(row.any() for row in rows.values()):
         raise MlxsteerError(f"{path}: all its {len(rows)} directions are zero; make it again")
     hint = header.metadata.get(f"{_ARCHITECTURE}.model_hint", "")
-    hint = " ".join(str(hint)[:60].split()) or "an unknown model type"
-    name = "".join(c for c in path.stem if c.isprintable()).strip() or "import"
+    hint = printable(str(hint)[:60]) or "an unknown model type"
+    name = printable(path.stem) or "import"
     try:
         vector = Vector.from_rows(
             name, rows, method=f"control vector of {hint}", tool="control vector import"

@@ -336,19 +336,32 @@ MODEL_FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no model type": (_config(model_type=...), "there is no model_type"),
     "unknown model type": (_config(model_type="zebra"), "'zebra'"),
     "code of its own": (_config(model_file="m.py"), "own code, 'm.py'; mlxsteer runs no code"),
-    "no width": (_config(hidden_size=...), "hidden_size is None, not a positive whole number"),
-    "width is text": (_config(hidden_size="64"), "hidden_size is '64', not a positive"),
-    "negative layers": (_config(num_hidden_layers=-1), "num_hidden_layers is -1, not a positive"),
+    "no width": (_config(hidden_size=...), "the config has no hidden_size; take"),
+    "width is text": (_config(hidden_size="64"), "config.json: hidden_size is '64', not a number from 1"),
+    "negative layers": (_config(num_hidden_layers=-1), "num_hidden_layers is -1, not a number from 1"),
     "layers without end": (
         _config(num_hidden_layers=2_000_000_000),
-        "config.json says 2000000000 layers, the weights are 38 tensors",
+        "num_hidden_layers is 2000000000, not a number from 1 to 65536",
+    ),
+    "a thousand layers": (
+        _config(num_hidden_layers=1000),
+        "config.json says 1000 layers, the weights are 38 tensors",
+    ),
+    "a language model of no kind": (
+        _config(model_type="gemma3", text_config=[1]),
+        "config.json cannot be used: 'list' object is not a mapping",
+    ),
+    "no heads": (_config(num_attention_heads=0), "num_attention_heads is 0, not a number from 1"),
+    "positions of two kinds": (
+        _config(rope_theta=1e4, rope_parameters={"rope_theta": 5e5, "rope_type": "default"}),
+        "config.json: the config says rope_theta is 10000.0 in one place and 500000.0 in another",
     ),
     "layers of another model": (_config(num_hidden_layers=5), "cannot be loaded: Missing 9 param"),
     "width of another model": (
         _config(hidden_size=128),
         r"cannot be loaded: Expected shape \(96, 128\) but received shape \(96, 64\)",
     ),
-    "no epsilon": (_config(rms_norm_eps=...), "cannot be loaded: .*missing.*'rms_norm_eps'"),
+    "no epsilon": (_config(rms_norm_eps=...), "config.json: the config has no rms_norm_eps; take"),
     "packing of no kind": (
         _config(quantization_config={"quant_method": "modelopt", "quant_algo": "X"}),
         "cannot be loaded: Unsupported modelopt quant_algo: X",
