@@ -5,9 +5,7 @@
 32 neutral prompts, greedy, 16 tokens each; tokens/s of the batch over tokens/s of one at a time.
 """
 
-import argparse
-
-from interleaved import interleaved
+from interleaved import arguments, interleaved, save
 
 import mlxsteer
 from mlxsteer.generate import encode, generate_batch
@@ -17,11 +15,8 @@ PROMPTS, TOKENS = 32, 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=1)
-    arguments = parser.parse_args()
-    model, tokenizer = mlxsteer.load(arguments.model)
+    options = arguments(__doc__, rounds=1)
+    model, tokenizer = mlxsteer.load(options.model)
     rows = [encode(model, tokenizer, text) for text in neutral_prompts()[:PROMPTS]]
 
     def together() -> None:
@@ -33,11 +28,12 @@ def main() -> None:
             for _ in generate_batch(model, tokenizer, [row], max_tokens=TOKENS):
                 pass
 
-    r = interleaved(together, one_at_a_time, arguments.rounds)
+    r = interleaved(together, one_at_a_time, options.rounds)
     print(
         f"{PROMPTS} prompts at once: {r.ratio:.2f} times the tokens/s of one at a time "
         f"[{r.low:.2f}, {r.high:.2f}] ({r.a:.1f} s against {r.b:.1f} s)"
     )
+    save(options.json, model, {"one at a time / 32 at once": r})
 
 
 if __name__ == "__main__":

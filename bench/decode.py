@@ -5,17 +5,18 @@
 Blocks of decode steps, A B B A in one process. A ratio is tokens/s of the first over the second.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
+import mlxsteer  # before mlx, to run on the fast BLAS
+
+# isort: split
 import mlx.core as mx
 import mlx_lm.models.llama as mlx_llama
 import numpy as np
-from interleaved import interleaved
+from interleaved import arguments, interleaved, save
 from mlx.utils import tree_flatten
 
-import mlxsteer
 from mlxsteer import Steered, Steering, Vector
 
 STEPS = 16
@@ -39,11 +40,8 @@ def decoder(model: Any, cache: list[Any]) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
-    model, _ = mlxsteer.load(arguments.model)
+    options = arguments(__doc__, rounds=20)
+    model, _ = mlxsteer.load(options.model)
     theirs = mlx_llama.Model(mlx_llama.ModelArgs.from_dict(vars(model.args)))
     theirs.load_weights(list(tree_flatten(model.parameters())))
     rng = np.random.default_rng(0)
@@ -52,9 +50,11 @@ def main() -> None:
         Vector.from_rows(f"v{i}", {n: rng.normal(size=width) for n in layers}) for i in range(10)
     ]
 
-    def steered(count: int) -> Callable[[], None]:
-        view = Steered(model, Steering(*((v, 1e-4) for v in vectors[:count])))
-        return decoder(view, view.make_cache())
+    def steered(count: int, op: str = "add", **how: Any) -> Callable[[], None]:
+        targets = {"targets": [0.0] * len(layers)} if op == "clamp" else {}
+        chosen = (v.replace(op=op, **targets) for v in vectors[:count])
+        view = Steered(model, Steering(*((v, 1e-4) for v in chosen), **how))
+        return decoder(view, view.make_cache(prompt_length=64))
 
     plain = decoder(model, model.make_cache())
     cases = {
@@ -62,13 +62,18 @@ def main() -> None:
         "idle view / plain": (steered(0), plain),
         "1 vector on every layer / plain": (steered(1), plain),
         "10 vectors on every layer / plain": (steered(10), plain),
+        "projection on every layer / plain": (steered(1, "project"), plain),
+        "clamp on every layer / plain": (steered(1, "clamp"), plain),
+        "1 vector, norms kept / plain": (steered(1, keep_norm=True), plain),
     }
+    found = {}
     for name, (a, b) in cases.items():
-        r = interleaved(a, b, arguments.rounds)
+        found[name] = r = interleaved(a, b, options.rounds)
         speed = STEPS / r.a
         print(
             f"{name}: {r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}] ({speed:.1f} tokens/s)", flush=True
         )
+    save(options.json, model, found)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ Prints the seconds of the batched capture of 100 pairs (all layers, no logits), 
 same prompts one at a time (also without logits), interleaved in the same run on a part of them.
 """
 
-import argparse
 import dataclasses
 import time
 
-from interleaved import interleaved
+from interleaved import arguments, interleaved, save
 
 import mlxsteer
 from mlxsteer.capture import capture
@@ -22,11 +21,8 @@ TOKENS = 30  # of the user's text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    model, tokenizer = mlxsteer.load(arguments.model)
+    options = arguments(__doc__, rounds=3)
+    model, tokenizer = mlxsteer.load(options.model)
     texts = [text for c in concepts() if c.recipe for text in c.recipe.prompts]
     short = [t for t in texts if len(tokenizer.encode(t)) <= TOKENS][:PAIRS]
     recipe = concept("pirate").recipe
@@ -54,11 +50,13 @@ def main() -> None:
             for prompt in side:
                 capture(model, [prompt])
 
-    r = interleaved(batched, one_at_a_time, arguments.rounds)
+    r = interleaved(batched, one_at_a_time, options.rounds)
     print(
         f"12 pairs: one at a time takes {r.ratio:.2f} times as long "
         f"[{r.low:.2f}, {r.high:.2f}] ({r.b:.2f} s against {r.a:.2f} s)"
     )
+    whole = {"pairs": len(short), "tokens": tokens, "seconds": seconds, "tokens_per_second": speed}
+    save(options.json, model, {"capture": whole, "one at a time / batched": r})
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ that gives the budget. Between two factors log KL is close to a straight line in
 factor, so the search is a bisection that takes the secant's guess whenever it lies inside the
 bracket: a handful of forward passes.
 
+Edits that read the stream need no search: at strength 1 and scale 1 a projection removes, a clamp
+holds its target and a cap holds its ceiling. What that costs is measured and recorded.
+
 It knows nothing of how a vector was found, and does not say how strong is too strong.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,11 @@ import numpy as np
 from mlx_lm.models.cache import KVCache
 
 from .capture import batches, capturing, repeat_cache, shared_prefix
-from .errors import MlxsteerError
-from .generate import encode, generate_batch
-from .library import neutral_prompts
+from .errors import MlxsteerError, UsageError
 from .metrics import log_softmax, token_kl
-from .progress import Progress, silent
+from .neutral import Neutral
 from .plan import taps
+from .progress import Progress, silent
 from .steering import Phase, Steering
 from .taps import Tap, Taps
 from .vector import Vector
@@ -35,80 +35,14 @@ from .vector import Vector
 __all__ = ["BUDGET", "Neutral", "calibrate"]
 
 BUDGET = 1.0  # nats of mean KL per response token at strength 1
-MIN_TOKENS = 1000  # response tokens behind a calibration
-ANSWER_TOKENS = 32  # per prompt
 TOLERANCE = 0.02  # relative, of the budget
 FEW = 4  # texts on which the search begins
-
-
-@dataclass(frozen=True)
-class Neutral:
-    """Neutral prompts with the model's own unsteered answers: the text a strength is measured on.
-
-    Attributes:
-        sequences: prompt and answer tokens of each.
-        prompt_lengths: where each answer begins.
-    """
-
-    sequences: tuple[tuple[int, ...], ...]
-    prompt_lengths: tuple[int, ...]
-
-    @classmethod
-    def write(
-        cls,
-        model: nn.Module,
-        tokenizer: Any,
-        *,
-        prompts: Sequence[str] | None = None,
-        min_tokens: int = MIN_TOKENS,
-        progress: Progress = silent,
-    ) -> "Neutral":
-        """Let the unsteered model answer as many prompts as it takes to write `min_tokens`,
-        greedily.
-
-        Raises:
-            MlxsteerError: the prompts run out first.
-        """
-        texts = neutral_prompts() if prompts is None else tuple(prompts)
-        sequences: list[tuple[int, ...]] = []
-        lengths: list[int] = []
-        written, stage = 0, "writing neutral answers"
-        progress(stage, 0, min_tokens)
-        while written < min_tokens and len(sequences) < len(texts):
-            need = math.ceil((min_tokens - written) / ANSWER_TOKENS)
-            some = texts[len(sequences) : len(sequences) + need]
-            rows = [encode(model, tokenizer, text) for text in some]
-            answers: list[list[int]] = [[] for _ in rows]
-            for row, token in generate_batch(model, tokenizer, rows, max_tokens=ANSWER_TOKENS):
-                answers[row].append(token)
-                written += 1
-                progress(stage, min(written, min_tokens), min_tokens)
-            sequences += [(*row, *answer) for row, answer in zip(rows, answers, strict=True)]
-            lengths += [len(row) for row in rows]
-        if written < min_tokens:
-            raise MlxsteerError(
-                f"{len(texts)} neutral prompts gave {written} tokens, {min_tokens} are needed: "
-                "give more prompts"
-            )
-        return cls(tuple(sequences), tuple(lengths))
-
-    @property
-    def tokens(self) -> int:
-        """Response tokens in all."""
-        return sum(len(s) for s in self.sequences) - sum(self.prompt_lengths)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the text, so that two calibrations can be compared."""
-        text = json.dumps([self.sequences, self.prompt_lengths], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def some(self, count: int) -> "Neutral":
-        """Return `count` of the texts, spread over all."""
-        pick = np.linspace(0, len(self.sequences) - 1, min(count, len(self.sequences))).astype(int)
-        return Neutral(
-            tuple(self.sequences[i] for i in pick), tuple(self.prompt_lengths[i] for i in pick)
-        )
+UNIT = "mean KL(unsteered || steered) per response token on neutral prompts, nats"
+MEANING = {
+    "project": "strength 1 removes the direction",
+    "clamp": "strength 1 holds the direction at its target",
+    "cap": "strength 1 holds the direction at or below its target",
+}
 
 
 class _Start(Tap):
@@ -221,18 +155,30 @@ def calibrate(
 ) -> Vector:
     """Return the vector with the scale at which strength 1 costs `budget` nats.
 
+    The scale of a vector that projects, clamps or caps becomes 1, and what strength 1 costs is
+    recorded.
+
     Args:
         vector: calibrated or not; its scales give the proportions between layers.
-        budget: mean KL(unsteered || steered) per response token, nats.
+        budget: mean KL(unsteered || steered) per response token, nats; of `add` only.
         neutral: text to measure on, to be shared between vectors of one model; None writes it.
 
     Raises:
         MlxsteerError: no strength of this vector reaches the budget.
+        UsageError: a budget for an op that is not `add`.
     """
+    if vector.op in MEANING and budget != BUDGET:
+        raise UsageError(f"op {vector.op} has no budget: {MEANING[vector.op]}, whatever it costs")
     if vector.is_zero:
         raise MlxsteerError(f"vector {vector.name!r} is zero: no strength of it does anything")
     text = neutral or Neutral.write(model, tokenizer, progress=progress)
     stage, passes = f"calibrating {vector.name}", 0
+
+    if vector.op in MEANING:
+        progress(stage, 0, 1)
+        record = _cost(model, text, vector)
+        progress(stage, 1, 1)
+        return vector.replace(scales=np.ones_like(vector.scales), calibration=record)
 
     def meter(texts: Neutral) -> Callable[[float], float]:
         measure = _Meter(model, texts, vector)
@@ -253,19 +199,37 @@ def calibrate(
         start, slope = rough.factor, rough.slope
     found = _search(meter(text), budget, vector.name, start, slope, TOLERANCE)
     progress(stage, passes, passes)
-    natural = vector.scales
     record = {
-        "unit": "mean KL(unsteered || steered) per response token on neutral prompts, nats",
+        "unit": UNIT,
         "budget": budget,
-        "kl": round(found.kl, 4),
-        "factor": round(found.factor, 6),
+        **_record(text, found.kl, found.factor, vector.scales),
+    }
+    scales = (vector.scales.astype(np.float64) * found.factor).astype(np.float32)
+    return vector.replace(scales=scales, calibration=record)
+
+
+def _cost(model: nn.Module, text: Neutral, vector: Vector) -> dict[str, Any]:
+    """Return the calibration of a vector that reads the stream: what strength 1 costs."""
+    whole = vector.replace(scales=np.ones_like(vector.scales))
+    kl = _Meter(model, text, whole)(Steering((whole, 1.0)))
+    if not math.isfinite(kl):
+        raise MlxsteerError(
+            f"{vector.name!r} at strength 1 moves the model beyond all numbers: {vector.op} it on "
+            "fewer layers, or at another site"
+        )
+    unit = f"{MEANING[vector.op]}; kl is the {UNIT}"
+    return {"unit": unit, **_record(text, kl, 1.0, whole.scales)}
+
+
+def _record(text: Neutral, kl: float, factor: float, natural: np.ndarray) -> dict[str, Any]:
+    return {
+        "kl": round(kl, 4),
+        "factor": round(factor, 6),
         "tokens": text.tokens,
         "prompts": len(text.sequences),
         "text_sha256": text.sha256,
         "natural_scale": [round(float(s), 6) for s in natural],
     }
-    scales = (natural.astype(np.float64) * found.factor).astype(np.float32)
-    return vector.replace(scales=scales, calibration=record)
 
 
 def _first_guess(vector: Vector) -> float:

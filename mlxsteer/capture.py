@@ -1,9 +1,11 @@
-"""From prompts to residuals: what every layer holds at one position of each prompt.
+"""From prompts to residuals: what every layer holds at one position of each prompt, or on average
+over a span of them.
 
 All wanted layers and sites are read in ONE forward pass per batch. Prompts are sorted by length and
 right-padded (attention is causal, so padding changes nothing before it); the prefix that all of
-them share is read once; only the wanted positions are kept; no logits are computed, because nothing
-asks for them and MLX is lazy. It knows nothing of concepts, pairs or methods.
+them share is read once, as far as nothing of it is wanted; only the wanted positions are kept, one
+gather or one masked mean per site; no logits are computed, because nothing asks for them and MLX is
+lazy. It knows nothing of concepts, pairs or methods.
 
 Shapes: a result is `{site: [N, n, D]}` for `N` prompts and `n` layers, float32.
 """
@@ -18,16 +20,18 @@ import numpy as np
 from mlx_lm.models.cache import ConcatenateKVCache, KVCache
 
 from .errors import UsageError
-from .progress import Progress, silent
 from .plan import taps
+from .progress import Progress, silent
 from .steering import Steering
 from .taps import PLAIN, SITES, Add, Join, Tap, Taps
 
 __all__ = [
     "CaptureTap",
+    "Position",
     "batches",
     "capture",
     "capturing",
+    "check_places",
     "read_prefix",
     "repeat_cache",
     "shared_prefix",
@@ -35,6 +39,8 @@ __all__ = [
 
 # Tokens in one forward pass: enough to fill a CPU or GPU, few enough to keep activations small.
 BATCH_TOKENS = 1024
+
+Position = int | tuple[int, int]  # a token, or the span start, stop whose mean is read
 
 
 class CaptureTap(Tap):
@@ -45,7 +51,8 @@ class CaptureTap(Tap):
         kept: where to put `{site: [B, D] or [B, T, D]}`.
         join: which join this is.
         sites: what to keep.
-        positions: one token index per row, `[B]`; None keeps all tokens.
+        positions: one token index per row, `[B]`; or a mask of tokens, `[B, T]`, whose mean is
+            kept, in float32; None keeps all tokens.
     """
 
     def __init__(
@@ -65,8 +72,16 @@ class CaptureTap(Tap):
     def _keep(self, x: mx.array, stream: bool) -> None:
         for site in self.sites:
             if SITES[site] == (self.joins, stream):
-                rows = self.positions
-                self.kept[site] = x if rows is None else x[mx.arange(x.shape[0]), rows]
+                self.kept[site] = self._picked(x)
+
+    def _picked(self, x: mx.array) -> mx.array:
+        where = self.positions
+        if where is None:
+            return x
+        if where.ndim == 1:
+            return x[mx.arange(x.shape[0]), where]
+        wanted = mx.where(where[..., None], x.astype(mx.float32), 0)  # padding may be anything
+        return wanted.sum(axis=1) / where.sum(axis=1, keepdims=True)
 
     def write(self, r: mx.array) -> mx.array:
         r = self.inner.write(r)
@@ -94,7 +109,8 @@ def capturing(
     Args:
         layers: which blocks.
         sites: which of the four sites.
-        positions: one token index per row; None keeps every token.
+        positions: one token index per row, or a mask `[B, T]` whose mean is kept; None keeps every
+            token.
         inner: taps to do meanwhile (steering), so that a steered pass can be looked at.
     """
     kept: dict[int, dict[str, mx.array]] = {layer: {} for layer in layers}
@@ -122,7 +138,7 @@ def capture(
     *,
     sites: Sequence[str] = ("resid_post",),
     layers: Sequence[int] | None = None,
-    positions: Sequence[int] | int = -1,
+    positions: Sequence[Position] | int = -1,
     steering: Steering | None = None,
     progress: Progress = silent,
     stage: str = "reading prompts",
@@ -135,7 +151,8 @@ def capture(
         sequences: token ids of each prompt.
         sites: which of `attn_out`, `resid_mid`, `mlp_out`, `resid_post`.
         layers: which blocks; None is all.
-        positions: token index into each prompt, negative from its end; one for all or one each.
+        positions: token index into each prompt, negative from its end, one for all or one each; or
+            for any of them a span `(start, stop)` of which the mean is read.
         steering: steers meanwhile (phase `all` or a window only).
         batch_tokens: about how many tokens go through the model at once.
 
@@ -146,21 +163,19 @@ def capture(
     Raises:
         UsageError: an unknown site or layer, a position outside its prompt.
     """
-    count = len(model.layers)
-    chosen = list(range(count)) if layers is None else list(layers)
-    for layer in chosen:
-        if not 0 <= layer < count:
-            raise UsageError(f"layer {layer} does not exist: the model has 0 to {count - 1}")
-    for site in sites:
-        if site not in SITES:
-            raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
-    wanted = [positions] * len(sequences) if isinstance(positions, int) else list(positions)
+    chosen = list(range(len(model.layers))) if layers is None else list(layers)
+    check_places(model, sites, chosen)
     if not sequences or not all(sequences):
         raise UsageError("there is no prompt to read" if not sequences else "a prompt is empty")
-    ends = [_absolute(p, len(s)) + 1 for p, s in zip(wanted, sequences, strict=True)]
-    sequences = [s[:end] for s, end in zip(sequences, ends, strict=True)]
+    each = [positions] * len(sequences) if isinstance(positions, int) else list(positions)
+    if len(each) != len(sequences):
+        raise UsageError(f"{len(each)} positions for {len(sequences)} prompts: give one each")
+    spans = [_span(p, len(s)) for p, s in zip(each, sequences, strict=True)]
+    sequences = [s[:stop] for s, (_, stop) in zip(sequences, spans, strict=True)]
+    # what is wanted of a prompt begins behind the prefix
+    heads = [s[: start + 1] for s, (start, _) in zip(sequences, spans, strict=True)]
 
-    prefix, cache = read_prefix(model, sequences, steering)
+    prefix, cache = read_prefix(model, heads, steering)
     out: dict[str, list[np.ndarray | None]] = {site: [None] * len(sequences) for site in sites}
     done = 0
     progress(stage, 0, len(sequences))
@@ -171,7 +186,7 @@ def capture(
             rest = sequences[i][prefix:]
             padded[row, : len(rest)] = rest
         inner = taps((steering.at(prefix, length, None),)) if steering is not None else None
-        where = mx.array([len(sequences[i]) - prefix - 1 for i in batch])
+        where = _where([(spans[i][0] - prefix, spans[i][1] - prefix) for i in batch], length)
         table, kept = capturing(chosen, sites, positions=where, inner=inner)
         model(mx.array(padded), cache=repeat_cache(cache, len(batch)), taps=table)
         found = {s: mx.stack([kept[n][s] for n in chosen], 1).astype(mx.float32) for s in sites}
@@ -184,10 +199,40 @@ def capture(
     return {site: np.stack([row for row in out[site] if row is not None]) for site in sites}
 
 
-def _absolute(position: int, length: int) -> int:
-    if not -length <= position < length:
-        raise UsageError(f"position {position} does not exist in a prompt of {length} tokens")
-    return position % length
+def check_places(model: nn.Module, sites: Sequence[str], layers: Sequence[int]) -> None:
+    """Refuse sites and layers that the model does not have.
+
+    Raises:
+        UsageError: an unknown site or layer.
+    """
+    count = len(model.layers)
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise UsageError(f"layer {layer} does not exist: the model has 0 to {count - 1}")
+    for site in sites:
+        if site not in SITES:
+            raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
+
+
+def _span(position: Position, length: int) -> tuple[int, int]:
+    """Return the first wanted token and the one behind the last."""
+    if isinstance(position, int):
+        if not -length <= position < length:
+            raise UsageError(f"position {position} does not exist in a prompt of {length} tokens")
+        return position % length, position % length + 1
+    start, stop = position
+    if not 0 <= start < stop <= length:
+        raise UsageError(f"span {start}:{stop} does not exist in a prompt of {length} tokens")
+    return start, stop
+
+
+def _where(spans: Sequence[tuple[int, int]], length: int) -> mx.array:
+    """Return indices `[B]` if each row wants one token, else a mask `[B, T]`."""
+    start, stop = np.array(spans).T
+    if (stop == start + 1).all():
+        return mx.array(start)
+    token = np.arange(length)
+    return mx.array((token >= start[:, None]) & (token < stop[:, None]))
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

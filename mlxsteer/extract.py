@@ -1,7 +1,8 @@
 """From contrast data to a calibrated vector: read both sides, take the direction, fix the scale.
 
 Prompt-side separation is recorded as a sanity check only: it says that the two instructions differ,
-nothing more, and selects nothing. This module knows nothing of generation or of the terminal.
+nothing more, and selects nothing. This module knows nothing of templates, of how directions are
+found or of the terminal.
 """
 
 import logging
@@ -12,16 +13,17 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from .calibrate import Neutral
 from .calibrate import calibrate as calibrated
-from .capture import capture
+from .capture import capture, check_places
 from .errors import MlxsteerError, UsageError
 from .library import Concept, concept
-from .methods import find_rows
+from .methods import check_method, find_rows
 from .metrics import auroc, cohens_d
+from .neutral import Neutral
 from .progress import Progress, silent
-from .prompts import Pair, check_length, pairs_sha256, read_pairs, render, template_record
-from .vector import SITES, ModelRef, Vector
+from .prompts import Pair, pairs_sha256, read_pairs, template_record
+from .reading import RESPONSE_TOKENS, Read, describe, parse_read, read_sides
+from .vector import OPS, ModelRef, Vector
 
 __all__ = ["default_layers", "extract"]
 
@@ -42,9 +44,12 @@ def extract(
     *,
     name: str | None = None,
     method: str = "mean_diff",
+    remove_negative_mean: bool = False,
     site: str = "resid_post",
     layers: Sequence[int] | None = None,
-    position: int = -1,
+    read: Read = "last",
+    response_tokens: int = RESPONSE_TOKENS,
+    op: str = "add",
     calibrate: bool = True,
     neutral: Neutral | None = None,
     progress: Progress = silent,
@@ -54,58 +59,83 @@ def extract(
     Args:
         source: a concept (folder or library name), a `pairs.jsonl`, or pairs.
         name: of the vector; default is the concept's or the file's.
-        method: `mean_diff`.
+        method: one of `methods.METHODS`: `mean_diff`, `pca`, `probe` or `lda`.
+        remove_negative_mean: take out what the direction has in common with the mean activation of
+            the negative side.
         site: where to read and later to steer.
         layers: which blocks; None is the middle third.
-        position: token index into each prompt that is read, negative from its end.
+        read: what is read of each side: `last` (prompt token), a token index, `content` (end of the
+            user's text) or `response` (its mean; written by the model where a side has none).
+        response_tokens: the most tokens of a response that the model has to write.
+        op: `add`; `project` (strength 1 removes); `clamp`, whose target is the mean of the positive
+            side along the direction; or `cap`, a ceiling on the concept, whose target is the mean
+            of the negative side. Targets are measured where the sides are read. The scale of all
+            but `add` is 1.
         calibrate: False leaves the natural scale (the norm of the difference), uncalibrated.
         neutral: text for the calibration, to be shared between vectors of one model.
 
     Raises:
         MlxsteerError: bad contrast data (with its line), prompts over the context, sides that do
-            not
-            differ inside the model, a concept that no strength brings to the budget.
-        UsageError: an unknown method, site or layer.
+            not differ inside the model, a concept that no strength brings to the budget.
+        UsageError: an unknown method, site, layer, op or way to read.
     """
-    if site not in SITES:
-        raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
-    pairs, fields = _read(source)
+    read = parse_read(read)
+    check_method(method)
+    if op not in OPS:
+        raise UsageError(f"op {op!r} does not exist: use {', '.join(OPS)}")
     chosen = tuple(sorted(set(layers))) if layers is not None else default_layers(len(model.layers))
     if not chosen:
         raise UsageError("no layer is named: give one or more, or leave the option out")
-    context = getattr(model.args, "max_position_embeddings", None)
+    check_places(model, (site,), chosen)
+    pairs, fields = _read(source)
+    readings = read_sides(
+        model, tokenizer, pairs, read, response_tokens=response_tokens, progress=progress
+    )
     sides: dict[str, np.ndarray] = {}
-    for which in ("positive", "negative"):
-        tokens = []
-        for i, pair in enumerate(pairs, 1):
-            tokens.append(render(tokenizer, getattr(pair, which)))
-            check_length(tokens[-1], context, f"pair {i}, {which}")
+    for which, reading in readings.items():
         sides[which] = capture(
             model,
-            tokens,
+            reading.sequences,
             sites=(site,),
             layers=chosen,
-            positions=position,
+            positions=reading.positions,
             progress=progress,
             stage=f"reading {which} prompts",
         )[site]
-    rows = find_rows(method, sides["positive"], sides["negative"])
+    positive, negative = sides["positive"], sides["negative"]
+    rows = find_rows(
+        method,
+        positive,
+        negative,
+        without_negative_mean=remove_negative_mean,
+        layers=chosen,
+        progress=progress,
+    )
     flat = [layer for layer, row in zip(chosen, rows, strict=True) if not np.any(row)]
     if flat:
         raise MlxsteerError(
             f"both sides are the same to the model at layer {flat[0]}: no direction"
         )
+    separated = separation(chosen, rows, positive, negative)
+    targets = None
+    if op != "add":
+        wide = rows.astype(np.float64)
+        rows = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+        if op != "project":
+            targets = mean_along(rows, positive if op == "clamp" else negative)
     vector = Vector.from_rows(
         name or fields.pop("name", "vector"),
         dict(zip(chosen, rows, strict=True)),
         site=site,
-        method=method,
-        token="last prompt token" if position == -1 else f"prompt token {position}",
+        op=op,
+        targets=targets,
+        method=f"{method}, negative mean removed" if remove_negative_mean else method,
+        token=describe(read, pairs, response_tokens),
         pairs_sha256=pairs_sha256(pairs),
         n_pairs=len(pairs),
         template=template_record(tokenizer),
         model=model_ref(model),
-        evidence={"prompt_side": separation(chosen, rows, sides["positive"], sides["negative"])},
+        evidence={"prompt_side": separated},
         **{key: value for key, value in fields.items() if key != "name"},
     )
     if not calibrate:
@@ -134,6 +164,13 @@ def model_ref(model: nn.Module) -> ModelRef:
     if isinstance(source, ModelRef):
         return source
     return ModelRef("", "", model.model_type, len(model.layers), model.args.hidden_size, "", "")
+
+
+def mean_along(directions: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Return the mean of `x . d` per layer, `[n]`, over a side `[N, n, D]`."""
+    mean: np.ndarray = side.mean(axis=0, dtype=np.float64)
+    along: np.ndarray = (mean * directions).sum(axis=1)
+    return along.astype(np.float32)
 
 
 def separation(

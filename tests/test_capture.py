@@ -6,12 +6,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny import LAYERS, WIDTH, tiny, vector
+from tiny import LAYERS, WIDTH, nodes, tiny, vector
 
-from mlxsteer.capture import batches, capture, capturing, shared_prefix
+from mlxsteer.capture import CaptureTap, batches, capture, capturing, read_prefix, shared_prefix
 from mlxsteer.errors import UsageError
 from mlxsteer.steering import Steering
-from mlxsteer.taps import SITES
+from mlxsteer.taps import PLAIN, SITES
 
 SITES_IN_ORDER = ("attn_out", "resid_mid", "mlp_out", "resid_post")
 PROMPTS = [[7, 7, 1, 2, 3, 4, 5], [7, 7, 9], [7, 7, 1, 2, 8, 8, 8, 8, 8, 8], [7, 7, 50, 60]]
@@ -69,6 +69,74 @@ def test_some_layers_and_a_position_each() -> None:
         np.testing.assert_allclose(got[i], expected, atol=2e-5)
 
 
+SPANS: list[Any] = [(1, 5), (2, 3), (0, 10), -1]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 12, 1024])
+@pytest.mark.parametrize("spans", [SPANS, [(3, 7), -1, (2, 10), (3, 4)]])
+def test_a_span_is_the_mean_of_its_tokens(batch_tokens: int, spans: list[Any]) -> None:
+    """Beside single tokens in one batch, whatever is shared before it."""
+    model = tiny()
+    got = capture(model, PROMPTS, sites=SITES_IN_ORDER, positions=spans, batch_tokens=batch_tokens)
+    for i, (prompt, span) in enumerate(zip(PROMPTS, spans, strict=True)):
+        where = slice(*span) if isinstance(span, tuple) else slice(span, None)
+        for site, right in by_hand(model, prompt).items():
+            assert got[site].dtype == np.float32
+            np.testing.assert_allclose(got[site][i], right[:, where].mean(axis=1), atol=2e-5)
+
+
+def test_span_twins_fail() -> None:
+    """A token more or less at either end would be seen."""
+    model, prompt = tiny(), PROMPTS[2]
+    right = by_hand(model, prompt)["resid_post"]
+    got = capture(model, [prompt, prompt[:4]], positions=[(3, 6), (2, 4)])["resid_post"][0]
+    np.testing.assert_allclose(got, right[:, 3:6].mean(axis=1), atol=2e-5)
+    for start, stop in ((2, 6), (4, 6), (3, 5), (3, 7)):
+        assert not np.allclose(got, right[:, start:stop].mean(axis=1), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("positions", "prefix"), [([(1, 4), -1], 1), ([(0, 2), (3, 4)], 0), ([-1, (2, 4)], 2)]
+)
+def test_the_prefix_ends_before_the_first_wanted_token(
+    positions: list[Any], prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlxsteer.capture as module
+
+    seen: list[int] = []
+
+    def read(*arguments: Any) -> tuple[int, Any]:
+        seen.append(read_prefix(*arguments)[0])
+        return read_prefix(*arguments)
+
+    monkeypatch.setattr(module, "read_prefix", read)
+    capture(tiny(), [[7, 7, 7, 1, 2], [7, 7, 7, 3]], positions=positions)
+    assert seen == [prefix]
+
+
+@pytest.mark.parametrize("positions", [-1, [(1, 4), (0, 3)]])
+def test_half_precision_is_averaged_in_float32(positions: Any) -> None:
+    prompts = [[7, 1, 2, 3], [7, 9, 8]]
+    model = tiny("bfloat16")
+    got = capture(model, prompts, positions=positions)["resid_post"]
+    assert got.dtype == np.float32
+    table, kept = capturing(range(LAYERS), ["resid_post"])
+    model(mx.array(prompts[:1]), taps=table)
+    each = np.stack([np.array(kept[n]["resid_post"][0].astype(mx.float32)) for n in range(LAYERS)])
+    right = each[:, -1] if positions == -1 else each[:, 1:4].mean(axis=1)
+    np.testing.assert_allclose(got[0], right, rtol=0.02, atol=0.02)
+
+
+def test_padding_does_not_leak_into_a_mean() -> None:
+    """Not even where it is no number."""
+    kept: dict[str, mx.array] = {}
+    mask = mx.array([[True, True, False], [False, True, True]])
+    tap = CaptureTap(PLAIN, kept, "mlp", ["resid_post"], mask)
+    x = mx.array([[[1.0], [2.0], [float("nan")]], [[float("inf")], [3.0], [5.0]]])
+    tap.stream(x)
+    assert kept["resid_post"].tolist() == [[1.5], [4.0]]
+
+
 def test_capture_sees_steering() -> None:
     model, v = tiny(), vector((1,), scale=4.0)
     steering = Steering((v, -0.5), phase="1:")
@@ -102,8 +170,6 @@ def test_nothing_but_the_wanted_is_computed() -> None:
     model = tiny()
     table, kept = capturing([0], ["resid_post"])
     model(mx.array([[1, 2]]), taps=table)
-    from tiny import nodes
-
     plain = nodes(model(mx.array([[1, 2]])))
     assert nodes(kept[0]["resid_post"]) < plain / 3
 
@@ -139,6 +205,10 @@ def test_batches_cover_every_prompt_once_and_hold_their_size() -> None:
         ({"sites": ["resid_pre"]}, "site 'resid_pre' does not exist; sites are attn_out"),
         ({"positions": 3}, "position 3 does not exist in a prompt of 3"),
         ({"positions": -4}, "position -4"),
+        ({"positions": [(0, 2), (1, 4), 0, 0]}, "span 1:4 does not exist in a prompt of 3"),
+        ({"positions": [(2, 2), 0, 0, 0]}, "span 2:2"),
+        ({"positions": [(-2, 2), 0, 0, 0]}, "span -2:2"),
+        ({"positions": [0, 0]}, "2 positions for 4 prompts"),
     ],
 )
 def test_what_does_not_exist_is_named(options: dict[str, Any], message: str) -> None:

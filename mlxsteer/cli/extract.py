@@ -1,0 +1,130 @@
+"""`mlxsteer extract`: contrast data in, a calibrated vector file out."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import ModelChoice, check_output, model_options, parse_layers, say
+
+__all__ = ["command", "summary"]
+
+
+@click.command("extract")
+@click.argument("concept", required=False)
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    help='Instead of CONCEPT: JSON lines of {"positive": ..., "negative": ...}.',
+)
+@model_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The vector file.  [default: ./NAME-MODEL.safetensors]",
+)
+@click.option("--name", help="Of the vector.  [default: the concept's or the file's]")
+@click.option("--method", default="mean_diff", show_default=True, help="How it is found.")
+@click.option(
+    "--site",
+    default="resid_post",
+    show_default=True,
+    help="Where to read and steer: attn_out, resid_mid, mlp_out or resid_post.",
+)
+@click.option("--layers", help="Such as 10-19 or 3,5,7.  [default: the middle third]")
+@click.option(
+    "--read",
+    default="last",
+    show_default=True,
+    metavar="WHAT",
+    help="Of each side: last (prompt token), a token's index, content (its last token) or "
+    "response (its mean).",
+)
+@click.option("--no-calibrate", is_flag=True, help="Leave the scale that the data gave.")
+def command(
+    concept: str | None,
+    pairs: Path | None,
+    model: ModelChoice,
+    output: Path | None,
+    name: str | None,
+    method: str,
+    site: str,
+    layers: str | None,
+    read: str,
+    no_calibrate: bool,
+) -> None:
+    """Find the direction of CONCEPT (a library name or a folder) in a model and write it to a
+    file, calibrated: strength 1 costs one nat per token.
+
+    \b
+    Examples:
+      mlxsteer extract pirate
+      mlxsteer extract --pairs my/pairs.jsonl -m llama-3.2-1b -o mine.safetensors
+    """
+    from ..errors import UsageError
+    from ..library import concept as find_concept
+    from ..methods import METHODS
+    from ..progress import bars
+    from ..prompts import read_pairs
+    from ..vector import SITES
+
+    for key, value, known in (("site", site, SITES), ("method", method, METHODS)):
+        if value not in known:
+            raise UsageError(f"--{key} {value!r} does not exist: use {', '.join(known)}")
+    chosen = parse_layers(layers)
+    data: Any
+    if concept is not None and pairs is None:
+        data = found = find_concept(concept)
+        title = name or found.name
+    elif pairs is not None and concept is None:
+        data, title = read_pairs(pairs), name or pairs.stem
+    else:
+        raise UsageError("give either a CONCEPT or --pairs FILE")
+    if not title.strip() or not title.isprintable():
+        raise UsageError(f"--name {title!r}: use a name of one printable line")
+    path = output or Path(f"{title}-{_short(model.name)}.safetensors")
+    check_output(path, ".safetensors")
+    from ..extract import extract
+    from ..reading import parse_read
+    from .sources import load_model
+
+    parse_read(read)
+    with bars() as progress:
+        loaded, tokenizer = load_model(model, progress)
+        vector = extract(
+            loaded,
+            tokenizer,
+            data,
+            name=title,
+            method=method,
+            site=site,
+            layers=chosen,
+            read=read,
+            calibrate=not no_calibrate,
+            progress=progress,
+        )
+    vector.save(path)
+    say(summary(vector))
+    click.echo(path)
+
+
+def _short(model: str) -> str:
+    """The last part of a model's name, folder, file or Hub id."""
+    place = Path(model)
+    return (place.resolve() if place.exists() else place).name.removesuffix(".gguf")
+
+
+def summary(vector: Any) -> str:
+    """Return what a vector is, in one line."""
+    if vector.calibration is None:
+        meaning = "uncalibrated, strength 1 adds the difference as it was found"
+    else:
+        c = vector.calibration
+        meaning = f"strength 1 costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
+    first, last = vector.layers[0], vector.layers[-1]
+    where = ", ".join(map(str, vector.layers))
+    if len(vector.layers) == last - first + 1 > 2:
+        where = f"{first}-{last}"
+    layers = "layer" if first == last else "layers"
+    return f"{vector.name}: {vector.op} at {vector.site}, {layers} {where}; {meaning}"

