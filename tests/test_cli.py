@@ -462,6 +462,15 @@ def test_extract_from_pairs(cli: Cli, made: Path) -> None:
     assert found.token == "prompt token -2"
 
 
+def test_extract_for_another_operator(cli: Cli, made: Path) -> None:
+    ran = cli(*EXTRACT, "--op", "project", "--read", "content", "--remove-negative-mean")
+    assert ran.code == 0
+    assert "strength 1 removes and costs" in ran.err[-1]
+    found = read_vector(made)
+    assert (found.op, set(found.scales)) == ("project", {1.0})
+    assert written(cli, "-s", f"{made.name}=-20") != written(cli)
+
+
 def test_the_file_is_named_after_concept_and_model(cli: Cli, place: Path) -> None:
     assert cli("extract", "salty", "--no-calibrate", "-m", f"{place}/tiny/").code == 0
     path = place / "salty-tiny.safetensors"
@@ -571,6 +580,8 @@ BEFORE_LOADING = [
     (["extract", "tiny"], 1, ["vector.toml"]),
     (["extract", "salty", "--site", "resid_pre"], 2, ["resid_pre", "resid_post"]),
     (["extract", "salty", "--method", "magic"], 2, ["magic", "mean_diff"]),
+    (["extract", "salty", "--op", "erase"], 2, ["erase", "project"]),
+    (["extract", "salty", "--response-tokens", 0], 2, ["--response-tokens 0"]),
     (["extract", "salty", "--read", "all"], 2, ["'all'", "response"]),
     (["extract", "salty", "--layers", "x"], 2, ["'x'"]),
     (["extract", "salty", "--name", "a\nb"], 2, ["a\\nb"]),

@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from .options import ModelChoice, check_output, model_options, parse_layers, say
+from .options import (
+    ModelChoice,
+    check_output,
+    model_options,
+    parse_layers,
+    say,
+    whole_number,
+)
 
 __all__ = ["command", "summary"]
 
@@ -41,6 +48,25 @@ __all__ = ["command", "summary"]
     help="Of each side: last (prompt token), a token's index, content (its last token) or "
     "response (its mean).",
 )
+@click.option(
+    "--response-tokens",
+    default=32,
+    show_default=True,
+    metavar="N",
+    callback=whole_number(1),
+    help="Of the answers that --read response lets the model write.",
+)
+@click.option(
+    "--op",
+    default="add",
+    show_default=True,
+    help="How it will steer: add, project (1 removes), clamp or cap (1 holds the target).",
+)
+@click.option(
+    "--remove-negative-mean",
+    is_flag=True,
+    help="Take out of the direction what the negative side shares with it.",
+)
 @click.option("--no-calibrate", is_flag=True, help="Leave the scale that the data gave.")
 def command(
     concept: str | None,
@@ -52,6 +78,9 @@ def command(
     site: str,
     layers: str | None,
     read: str,
+    response_tokens: int,
+    op: str,
+    remove_negative_mean: bool,
     no_calibrate: bool,
 ) -> None:
     """Find the direction of CONCEPT (a library name or a folder) in a model and write it to a
@@ -67,9 +96,9 @@ def command(
     from ..methods import METHODS
     from ..progress import bars
     from ..prompts import read_pairs
-    from ..vector import SITES
+    from ..vector import OPS, SITES
 
-    for key, value, known in (("site", site, SITES), ("method", method, METHODS)):
+    for key, value, known in (("site", site, SITES), ("method", method, METHODS), ("op", op, OPS)):
         if value not in known:
             raise UsageError(f"--{key} {value!r} does not exist: use {', '.join(known)}")
     chosen = parse_layers(layers)
@@ -101,6 +130,9 @@ def command(
             site=site,
             layers=chosen,
             read=read,
+            response_tokens=response_tokens,
+            op=op,
+            remove_negative_mean=remove_negative_mean,
             calibrate=not no_calibrate,
             progress=progress,
         )
@@ -121,7 +153,8 @@ def summary(vector: Any) -> str:
         meaning = "uncalibrated, strength 1 adds the difference as it was found"
     else:
         c = vector.calibration
-        meaning = f"strength 1 costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
+        does = {"add": "", "project": "removes and "}.get(vector.op, "holds the target and ")
+        meaning = f"strength 1 {does}costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
     first, last = vector.layers[0], vector.layers[-1]
     where = ", ".join(map(str, vector.layers))
     if len(vector.layers) == last - first + 1 > 2:
