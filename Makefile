@@ -1,14 +1,16 @@
 # make demo    sees a model write unsteered and steered, with a vector made in front of your eyes
 # make test    runs the tests (ARGS="-m slow" or ARGS=tests/test_x.py for others)
 # make lint    ruff check and ruff format --check        make types   mypy
+# make docs    writes the generated pages of docs/       make vectors extracts the shipped vectors
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
 # Each sets up .venv first, once: the locked packages, the project and the weights of SmolLM2-135M.
 
 VENV := .venv
 BIN  := $(VENV)/bin
+DOCTESTS := $(patsubst %,tests/test_%.py,docs arch arch_steering edits phases gguf_families)
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types lock clean setup
+.PHONY: demo test lint types docs vectors lock clean setup
 
 demo: setup
 	@$(BIN)/mlxsteer demo
@@ -22,6 +24,14 @@ lint: setup
 
 types: setup
 	@$(BIN)/python -m mypy
+
+docs: setup
+	@$(BIN)/python -m pytest --write-docs $(DOCTESTS)
+
+vectors: setup
+	@for name in pirate joyful terse formal; do \
+	  $(BIN)/mlxsteer extract $$name -o vectors/$$name/smollm2-135m.safetensors || exit 1; \
+	done
 
 lock: setup
 	@echo "lock: requirements.lock"

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub.errors import StrictDataclassError
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer
 from safetensors import SafetensorError, safe_open
@@ -34,13 +35,15 @@ __all__ = [
     "read_config",
 ]
 
-SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "vocab_size",
-)
+# What a config counts -> the most that is believed, so that no list without end is ever built.
+SIZES = {
+    "hidden_size": 1 << 24,
+    "intermediate_size": 1 << 28,
+    "num_attention_heads": 1 << 20,
+    "num_hidden_layers": 1 << 16,
+    "vocab_size": 1 << 28,
+}
+ARGUMENT_ERRORS = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)
 TOKENIZER_ERRORS = (KeyError, OSError, StrictDataclassError, TypeError, ValueError)
 BITS = {"F64": 64, "F32": 32, "U32": 32, "F16": 16, "BF16": 16, "U8": 8}
 
@@ -55,8 +58,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_config(config: dict[str, Any], where: str) -> None:
-    """Refuse a config that names no model of ours, absurd sizes, or code of its own to run.
+def check_config(config: dict[str, Any], where: str) -> Any:
+    """The arguments of our definition; they have `hidden_size` and the like in every family.
+
+    Refused is a config that names no model of ours, absurd sizes, or code of its own to run.
 
     Raises:
         MlxsteerError: one of these; the line begins with `where`.
@@ -68,11 +73,25 @@ def check_config(config: dict[str, Any], where: str) -> None:
             f"{where}: the model wants to run its own code, {config['model_file']!r}; "
             "mlxsteer runs no code from models"
         )
-    get_classes(config)
-    for key in SIZES:
-        value = config.get(key)
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise MlxsteerError(f"{where}: {key} is {value!r}, not a positive whole number")
+    _, args_class = get_classes(config)
+    nested = config.get("text_config")
+    for table in (config, nested if isinstance(nested, dict) else {}):
+        for key in SIZES.keys() & table.keys():
+            _check_size(key, table[key], where)
+    try:
+        args = args_class.from_dict(config)  # type: ignore[attr-defined]
+    except MlxsteerError as error:
+        raise MlxsteerError(f"{where}: {error}") from error
+    except ARGUMENT_ERRORS as error:
+        raise MlxsteerError(f"{where} cannot be used: {_line(error)}") from error
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        _check_size(key, getattr(args, key), where)
+    return args
+
+
+def _check_size(key: str, value: object, where: str) -> None:
+    if type(value) is not int or not 0 < value <= SIZES[key]:
+        raise MlxsteerError(f"{where}: {key} is {value!r}, not a number from 1 to {SIZES[key]}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -115,16 +134,20 @@ def folder_bytes(
                     sizes[name] = part.get_dtype(), part.get_shape()
         except (OSError, SafetensorError) as error:
             raise MlxsteerError(f"{path} is damaged: {_line(error)}; download it again") from error
-    if config["num_hidden_layers"] > len(sizes):
+    layers = check_config(config, str(folder)).num_hidden_layers
+    if layers > len(sizes):
         raise MlxsteerError(
-            f"{folder}: config.json says {config['num_hidden_layers']} layers, the weights are "
-            f"{len(sizes)} tensors; the files do not belong together"
+            f"{folder}: config.json says {layers} layers, the weights are {len(sizes)} tensors; "
+            "the files do not belong together"
         )
+    unread: tuple[str, ...] = getattr(get_classes(config)[0], "UNREAD", ())
     total, width = 0.0, (dtype or mx.float32).size
     for name, (kind, shape) in sizes.items():
+        if name.startswith(unread):
+            continue
         module, _, parameter = name.rpartition(".")
         scales = sizes.get(f"{module}.scales")
-        if scales is None or keep_quantized:
+        if scales is None or keep_quantized or parameter == "bias":
             as_stored = dtype is None or kind in ("U32", "U8")
             total += prod(shape) * (BITS.get(kind, 8) / 8 if as_stored else width)
         elif parameter == "weight":
@@ -204,8 +227,15 @@ def convert(
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """The arrays of a module itself, those of its children aside."""
-    return ((name, value) for name, value in list(module.items()) if isinstance(value, mx.array))
+    """The parameters of a module itself: not its children's, nor what it keeps as `_name`.
+
+    The latter, such as the frequencies of rotary positions, are no weights and keep their dtype.
+    """
+    return (
+        (name, value)
+        for name, value in list(module.items())
+        if isinstance(value, mx.array) and not name.startswith("_")
+    )
 
 
 def _own_bytes(module: nn.Module) -> int:
@@ -214,6 +244,8 @@ def _own_bytes(module: nn.Module) -> int:
 
 def _dense_twin(path: str, module: nn.Module, dtype: mx.Dtype) -> nn.Module:
     """The plain module that computes what a quantized one does, exactly if `dtype` is float32."""
+    if getattr(module, "global_scale", None) is not None:
+        raise _no_plain_form(path, f"{type(module).__name__} with a global scale")
     scales, biases = module["scales"], module.get("biases")
     if module.mode == "affine":  # arithmetic in the dtype of the scales: let it be float32
         scales = scales.astype(mx.float32)
@@ -227,21 +259,27 @@ def _dense_twin(path: str, module: nn.Module, dtype: mx.Dtype) -> nn.Module:
         mode=module.mode,
         dtype=mx.float32,
     ).astype(dtype)
-    rows, columns = weight.shape
+    *experts, rows, columns = weight.shape
     twin: nn.Module
     if isinstance(module, nn.QuantizedEmbedding):
         twin = nn.Embedding(rows, columns)
     elif isinstance(module, nn.QuantizedLinear):
         twin = nn.Linear(columns, rows, bias="bias" in module)
+    elif isinstance(module, QuantizedSwitchLinear):
+        twin = SwitchLinear(columns, rows, experts[0], bias="bias" in module)
     else:
-        raise MlxsteerError(
-            f"{path} is a {type(module).__name__}, which has no plain form; load it with "
-            "keep_quantized (--keep-quantized)"
-        )
+        raise _no_plain_form(path, type(module).__name__)
     twin.weight = weight
     if "bias" in module:
         twin.bias = module["bias"].astype(dtype)
     return twin
+
+
+def _no_plain_form(path: str, kind: str) -> MlxsteerError:
+    return MlxsteerError(
+        f"{path} is a {kind}, which has no plain form; load it with keep_quantized "
+        "(--keep-quantized)"
+    )
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -261,7 +299,9 @@ def dtype_of(model: nn.Module) -> mx.Dtype:
 
 def folder_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
     """The tokenizer with every end token of `config.json` and `generation_config.json`."""
+    nested = config.get("text_config")
     ends = _ids(config.get("eos_token_id"))
+    ends |= _ids(nested.get("eos_token_id")) if isinstance(nested, dict) else set()
     generation = folder / "generation_config.json"
     if generation.is_file():
         ends |= _ids(_read_json(generation).get("eos_token_id"))

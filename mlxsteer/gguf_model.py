@@ -4,8 +4,9 @@ Everything the file holds is checked by name, shape and type before a weight is 
 converted one at a time, the largest first, so that loading needs hardly more memory than the model
 does. It knows nothing of tokenizers, of model names or of the Hub.
 
-llama.cpp stores the rows of q and k for interleaved rotary positions, `[heads, d/2, 2]`; our
-definitions rotate halves, `[heads, 2, d/2]`. Rows are put back in order, packed or not.
+Files of the llama family hold the rows of q and k for interleaved rotary positions,
+`[heads, d/2, 2]`; our definitions rotate halves, `[heads, 2, d/2]`. Rows are put back in order,
+packed or not. Gemma's norms are stored as `1 + w`; ours are w.
 """
 
 import logging
@@ -21,13 +22,15 @@ import numpy as np
 from .arch import get_classes
 from .errors import MlxsteerError
 from .gguf import Header
-from .gguf_families import ROPE_FACTORS, Tensor, family_of, wanted_tensors
+from .gguf_configs import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
+from .gguf_families import Tensor, config_of, wanted_tensors
 from .gguf_tensors import GROUP, PACKED_BITS, READABLE, Array, dense, packed
 from .progress import Progress, silent
 
 __all__ = ["load_gguf_model", "model_config", "quantization", "resident_bytes", "stored_dtype"]
 
 UNPACKED = {"F32", "F16", "BF16"}
+FACTORS = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)  # no weights, always float32
 
 log = logging.getLogger("mlxsteer")
 
@@ -58,7 +61,9 @@ def _main_type(header: Header) -> str:
 def resident_bytes(header: Header, dtype: mx.Dtype, keep_quantized: bool) -> int:
     """Bytes of all weights once loaded."""
     total = 0
-    for info in header.tensors.values():
+    for name, info in header.tensors.items():
+        if name in FACTORS:
+            continue
         bits: float = dtype.size * 8
         if keep_quantized and info.type in PACKED_BITS:
             bits = PACKED_BITS[info.type] + 2 * bits / GROUP
@@ -68,7 +73,11 @@ def resident_bytes(header: Header, dtype: mx.Dtype, keep_quantized: bool) -> int
 
 def model_config(header: Header) -> dict[str, Any]:
     """The config of our definition, in the words of a Hugging Face `config.json`."""
-    return family_of(header).config(header)
+    config = config_of(header)
+    if config["rope_scaling"] == {"type": "longrope"}:
+        for key, name in (("long_factor", LONG_FACTORS), ("short_factor", SHORT_FACTORS)):
+            config["rope_scaling"][key] = _factors(header, name).tolist()
+    return config
 
 
 def load_gguf_model(
@@ -78,16 +87,17 @@ def load_gguf_model(
 
     With `keep_quantized`, Q4_0, Q4_1 and Q8_0 stay packed and their scales are in `dtype`.
     """
-    family = family_of(header)
-    config = family.config(header)
-    wanted = wanted_tensors(header, family, config)
+    config = model_config(header)
+    wanted = wanted_tensors(header, config)
     _check_types(header)
     model_class, args_class = get_classes(config)
     model: nn.Module = model_class(args_class.from_dict(config))  # type: ignore[attr-defined]
+    if config["tie_word_embeddings"]:
+        model.pop("lm_head", None)  # Gemma's definition has one until it sees the weights
     kept = {
         name
         for name, tensor in wanted.items()
-        if keep_quantized and len(tensor.shape) == 2 and header.tensors[name].type in PACKED_BITS
+        if keep_quantized and len(tensor.shape) > 1 and header.tensors[name].type in PACKED_BITS
     }
     bits = {wanted[name].module: PACKED_BITS[header.tensors[name].type] for name in kept}
 
@@ -131,8 +141,10 @@ def _arrays(
         yield f"{tensor.module}.scales", mx.array(parts.scales).astype(dtype)
         yield f"{tensor.module}.biases", mx.array(parts.biases).astype(dtype)
     else:
-        weight = mx.array(dense(header, name, rows)).astype(dtype)
-        yield f"{tensor.module}.{tensor.parameter}", weight
+        weight = dense(header, name, rows)
+        if tensor.shift:
+            weight -= np.float32(tensor.shift)
+        yield f"{tensor.module}.{tensor.parameter}", mx.array(weight).astype(dtype)
 
 
 def _row_order(count: int, heads: int) -> Array:
@@ -151,6 +163,16 @@ def _say(header: Header, dtype: mx.Dtype, keep_quantized: bool) -> None:
             str(dtype).removeprefix("mlx.core."),
             resident_bytes(header, dtype, keep_quantized) / 1e9,
         )
+
+
+def _factors(header: Header, name: str) -> Array:
+    factors = dense(header, name)
+    if not (factors > 0).all():
+        raise MlxsteerError(
+            f"{header.path}: tensor {name!r} stretches a wavelength by {factors.min()}; "
+            "download it again"
+        )
+    return factors
 
 
 class FactoredRoPE(nn.Module):
@@ -173,7 +195,7 @@ def _set_rotary(model: Any, header: Header, config: dict[str, Any]) -> None:
     The file holds the outcome of Llama 3's scaling formula and not its four numbers; the outcome is
     all that the computation needs.
     """
-    factors = mx.array(dense(header, ROPE_FACTORS))
+    factors = mx.array(_factors(header, ROPE_FACTORS))
     rope = FactoredRoPE(config["head_dim"], config["rope_theta"], factors)
     mx.eval(rope._freqs)
     for block in model.layers:

@@ -28,7 +28,10 @@ BLOCKS = {name: (block, width) for name, block, width in GGML_TYPES.values()}
 
 
 class Packed(NamedTuple):
-    """One quantized matrix as MLX keeps it: rows of 32-bit words, a scale and bias per group."""
+    """One quantized matrix as MLX keeps it: rows of 32-bit words, a scale and bias per group.
+
+    Experts are stacked: one dimension more at the front.
+    """
 
     weight: Array  # [out, in * bits / 32] uint32
     scales: Array  # [out, in / 32] float16
@@ -50,8 +53,9 @@ def dense(header: Header, name: str, order: Array | None = None) -> Array:
 
 def packed(header: Header, name: str, order: Array | None = None) -> Packed:
     """The matrix as MLX's quantized `weight`, `scales` and `biases`; only types of PACKED_BITS."""
-    kind, (count, columns) = header.tensors[name].type, header.tensors[name].shape
+    kind, (*front, columns) = header.tensors[name].type, header.tensors[name].shape
     rows, pack = _rows(header, name), _PACKERS[kind]
+    count = rows.shape[0]
     weight = np.empty((count, columns * PACKED_BITS[kind] // 32), np.uint32)
     scales = np.empty((count, columns // GROUP), np.float16)
     biases = np.empty_like(scales)
@@ -63,7 +67,7 @@ def packed(header: Header, name: str, order: Array | None = None) -> Packed:
             weight[part], scales[part], biases[part] = words, scale, bias
     _check_finite(header, name, scales)
     _check_finite(header, name, biases)
-    return Packed(weight, scales, biases)
+    return Packed(*(part.reshape(*front, -1) for part in (weight, scales, biases)))
 
 
 def _check_finite(header: Header, name: str, values: Array) -> None:

@@ -2,8 +2,8 @@
 
 Two kinds: byte-level BPE (`gpt2`: vocabulary, merges, and a pre-tokenizer known only by name) and
 SentencePiece BPE (`llama`: vocabulary and scores, from which the merges follow). The token ids are
-those of llama.cpp, which defines the format; only for `tekken`, whose expression it approximates,
-those of the model's own tokenizer where letters carry combining marks.
+those of llama.cpp, which defines the format; only for `tekken` and `gpt-4o`, whose expressions it
+approximates, those of the model's own tokenizer where letters carry combining marks.
 
 A pre-tokenizer that is not in the table is refused: splitting words otherwise than in training
 makes a model dull without any sign of an error. It knows nothing of weights.
@@ -41,24 +41,40 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2 = LLAMA3.replace("{1,3}", "")  # one digit at a time
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Name in `tokenizer.ggml.pre` -> expressions that split a text one after the other.
 PRE: dict[str, tuple[str, ...]] = {
+    "dbrx": (LLAMA3,),
+    "deepseek-r1-qwen": (QWEN2,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     "gpt-2": (GPT2,),
+    "gpt-4o": (GPT4O,),
     "llama-bpe": (LLAMA3,),
     "llama-v3": (LLAMA3,),
     "llama3": (LLAMA3,),
+    "qwen2": (QWEN2,),
     "smaug-bpe": (LLAMA3,),
     "smollm": (r"\p{N}", GPT2),
     "tekken": (TEKKEN,),
 }
 # These take a word of the vocabulary whole, and begin a text with BOS unless told otherwise.
 WHOLE_WORDS = {"llama-bpe", "llama-v3", "llama3", "tekken"}
+
+# In Phi-3 white space after a special token belongs to it, except after these.
+PHI3 = "phi3"
+PHI3_KEEPS = {"<s>", "<unk>", "<|endoftext|>"}
 
 # Tokens that end a turn or a text, whatever the metadata forgot to say.
 END_MARKERS = {
@@ -180,8 +196,15 @@ class _Vocabulary:
 
     def added(self) -> list[AddedToken]:
         """The tokens that are found in a text before anything else splits it."""
+        metadata = self.header.metadata
+        greedy = metadata.get("general.architecture") == PHI3 and self.get("model") == "llama"
         return [
-            AddedToken(token, normalized=False, special=kind != USER_DEFINED)
+            AddedToken(
+                token,
+                normalized=False,
+                special=kind != USER_DEFINED,
+                rstrip=greedy and token not in PHI3_KEEPS,
+            )
             for token, kind in zip(self.tokens, self.types, strict=True)
             if kind in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
@@ -191,6 +214,8 @@ class _Vocabulary:
         named = {self.index(role) for role in ("eos", "eot", "eom")}
         marked = {self.ids[text] for text in END_MARKERS if text in self.ids}
         known = {i for i in marked if self.types[i] in (CONTROL, USER_DEFINED)}
+        tag = self.ids.get("</s>", -1)  # in Gemma's vocabulary, where it is user defined
+        known -= {tag} if tag in known and self.types[tag] == USER_DEFINED else set()
         if {"<|return|>", "<|call|>"} <= self.ids.keys():
             known.discard(self.ids.get("<|end|>", -1))  # there it ends a message, not a turn
         return {i for i in named if i is not None} | known

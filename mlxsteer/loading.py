@@ -163,7 +163,7 @@ def _load_gguf(path: Path, repo: str, options: _Options, progress: Progress) -> 
             "the file is damaged, download it again"
         )
     model = load_gguf_model(header, dtype=dtype, keep_quantized=options.keep, progress=progress)
-    _sign(model, config, repo, _fingerprint([path]), quantization(header))
+    _sign(model, repo, _fingerprint([path]), quantization(header))
     return model, tokenizer
 
 
@@ -196,17 +196,18 @@ def _load_folder(
     tokenizer = folder_tokenizer(folder, config)
     model = load_folder(folder, dtype=options.dtype, keep_quantized=options.keep, progress=progress)
     files = sorted(folder.glob("model*.safetensors"))
-    _sign(model, config, repo, commit or _fingerprint(files), config_quantization(config))
+    _sign(model, repo, commit or _fingerprint(files), config_quantization(config))
     return model, tokenizer
 
 
-def _sign(model: nn.Module, config: dict[str, Any], repo: str, revision: str, packing: str) -> None:
+def _sign(model: nn.Module, repo: str, revision: str, packing: str) -> None:
+    args = model.args
     model.source = ModelRef(
         repo=repo,
         revision=revision,
-        model_type=config["model_type"],
-        n_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
+        model_type=args.model_type,
+        n_layers=args.num_hidden_layers,
+        hidden_size=args.hidden_size,
         quantization=packing,
         dtype=str(dtype_of(model)).removeprefix("mlx.core."),
     )

@@ -181,10 +181,10 @@ def response_start(tokenizer: Any, side: Side, what: str = "the prompt") -> int:
 def _tokens_before(
     tokenizer: Any, chat: list[Message], number: int, at: int
 ) -> tuple[int, int] | None:
-    """Return how many tokens hold what the model reads before one character of one message.
+    """Return how many tokens what stands before one character of one message takes, counted twice.
 
-    With and without a token that holds what stands on both sides; None where the place does not
-    show.
+    A token that straddles the place counts in the first number and not in the second; None where
+    the place does not show.
     """
     text, options = _text(tokenizer, chat)
     content, changed = chat[number]["content"], []

@@ -29,6 +29,68 @@ settings.register_profile("mlxsteer", database=None, deadline=None, derandomize=
 settings.load_profile("mlxsteer")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="write generated pages anew")
+
+
+class Tables:
+    """Collects the outcome of tests marked `table(name, column)` and writes docs/conformance.md."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str, str], list[str]] = {}
+        self.marks: dict[str, tuple[str, str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            mark = item.get_closest_marker("table")
+            if mark is not None:
+                name, parameter, column = mark.args
+                row = item.callspec.params[parameter]  # type: ignore[attr-defined]
+                self.marks[item.nodeid] = (name, str(row), column)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        cell = self.marks.get(report.nodeid)
+        if cell is not None and (report.when == "call" or report.outcome != "passed"):
+            self.cells.setdefault(cell, []).append(report.outcome)
+
+    def pytest_sessionfinish(self) -> None:
+        if not self.cells:
+            return
+        lines = [
+            "# Conformance",
+            "",
+            "Written by `make docs` from a run of the tests: how many passed.",
+        ]
+        for name in dict.fromkeys(name for name, _, _ in self.cells):
+            mine = [key for key in self.cells if key[0] == name]
+            columns = list(dict.fromkeys(column for _, _, column in mine))
+            lines += ["", f"## {name}", "", f"| {name.lower()} | {' | '.join(columns)} |"]
+            lines.append("| --- " * (len(columns) + 1) + "|")
+            for row in dict.fromkeys(row for _, row, _ in mine):
+                found = [self.cells.get((name, row, column), []) for column in columns]
+                lines.append(f"| {row} | {' | '.join(map(_cell, found))} |")
+        page = Path(__file__).parents[1] / "docs" / "conformance.md"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text("\n".join(lines) + "\n")
+
+
+def _cell(outcomes: list[str]) -> str:
+    if not outcomes:
+        return "-"
+    passed, skipped = outcomes.count("passed"), outcomes.count("skipped")
+    failed = len(outcomes) - passed - skipped
+    return (
+        f"{passed}"
+        + (f", {skipped} skipped" if skipped else "")
+        + (f", {failed} FAILED" * bool(failed))
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-docs"):
+        config.pluginmanager.register(Tables())
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 

@@ -92,6 +92,7 @@ def check_parity(ours: Any, theirs: nn.Module) -> None:
 
 
 @EACH
+@pytest.mark.table("Families", "family", "parity with mlx-lm")
 def test_parity(family: str, dtype: str) -> None:
     check_parity(*twins(dtype, family=family))
 
@@ -130,6 +131,7 @@ def test_the_clipped_add_is_theirs_for_every_number() -> None:
         assert not mx.array_equal(ours, every + other, equal_nan=True)
 
 
+@pytest.mark.table("Families", "family", "parity can fail")
 @pytest.mark.parametrize("family", CONFIGS)
 def test_parity_can_fail(family: str) -> None:
     ours, _ = twins(family=family)
@@ -167,6 +169,7 @@ def written(model: nn.Module) -> dict[int, list[int]]:
 
 
 @EACH
+@pytest.mark.table("Families", "family", "batch")
 def test_batch_parity(family: str, dtype: str) -> None:
     ours, theirs = (written(model) for model in twins(dtype, family=family))
     assert ours == theirs

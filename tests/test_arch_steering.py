@@ -15,14 +15,15 @@ from mlxsteer.taps import SITES, Tap, Taps
 
 EACH = pytest.mark.parametrize(
     ("family", "dtype"),
-    # llama is in test_steering.py; gemma3 only hands on to gemma3_text, whose add clips in float16
-    [(f, d) for f in CONFIGS if f not in ("llama", "gemma3") for d in DTYPES]
+    # gemma3 only hands on to gemma3_text, whose add clips in float16
+    [(f, d) for f in CONFIGS if f != "gemma3" for d in DTYPES]
     + [("gemma3", "float32"), ("gemma3_text", "float16")],
 )
 EVERYWHERE = tuple(range(LAYERS))
 
 
 @EACH
+@pytest.mark.table("Families", "family", "footprint, four sites")
 def test_footprint(family: str, dtype: str) -> None:
     model = tiny(dtype, family=family)
     for site in SITES:
@@ -30,6 +31,7 @@ def test_footprint(family: str, dtype: str) -> None:
         check_footprint(model, steered_by((v, 0.5)), 2, site, 0.5 * v.rows()[2])
 
 
+@pytest.mark.table("Families", "family", "footprint twins")
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_footprint_twins_fail(family: str, site: str) -> None:
@@ -68,6 +70,7 @@ def plain_nodes(model: nn.Module) -> int:
 
 
 @EACH
+@pytest.mark.table("Families", "family", "nodes and dtypes")
 def test_one_step_has_as_many_nodes_as_unsteered(family: str, dtype: str) -> None:
     """And the logits and the caches keep their dtype."""
     model = tiny(dtype, family=family)
@@ -109,6 +112,7 @@ def test_the_clipped_join_equals_the_formula(dtype: str) -> None:
 
 
 @EACH
+@pytest.mark.table("Families", "family", "own vector per row")
 def test_rows_of_a_batch_have_their_own(family: str, dtype: str) -> None:
     """Each row is as in a batch of its own kind, and the one at strength 0 as without steering."""
     model = tiny(dtype, family=family)

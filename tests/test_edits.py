@@ -90,6 +90,7 @@ CASES = {
 }
 
 
+@pytest.mark.table("Operators", "case", "formula, rows, weights, norms")
 @pytest.mark.parametrize("keep_norm", [False, True])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", DTYPES)

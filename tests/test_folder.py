@@ -10,9 +10,10 @@ import pytest
 from hostile.models import MODEL_FOLDERS
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
-from tiny import twins
+from tiny import CONFIGS, VOCABULARY, twins
 from tiny_folder import write_folder
 
+from mlxsteer import folder as folders
 from mlxsteer.errors import MlxsteerError
 from mlxsteer.folder import (
     config_quantization,
@@ -87,8 +88,99 @@ def test_kept_packed_in_another_dtype(folder: Path) -> None:
     assert mx.allclose(model(TOKENS), plain(TOKENS), rtol=1e-3, atol=1e-3)
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0, 1.1, 1.7, 4.3] * 2}
+
+
+@pytest.mark.table("Families", "family", "folder: packed and plain")
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "4bit"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_families(family: str, kind: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", kind, family=family)
+    theirs, _ = load_model(folder)
+    kept = load_folder(folder, dtype=None, keep_quantized=True)
+    assert same(kept(TOKENS), theirs(TOKENS))
+    config = read_config(folder)
+    assert folder_bytes(folder, config, None, True) == resident(kept)
+    plain = load_folder(folder, dtype=mx.float32, keep_quantized=False)
+    assert not any(hasattr(module, "bits") for module in plain.modules())
+    assert folder_bytes(folder, config, mx.float32, False) == resident(plain)
+    assert {a.dtype for a in dict(tree_flatten(plain.parameters())).values()} == {mx.float32}
+    theirs.set_dtype(mx.float32)
+    assert mx.allclose(plain(TOKENS), theirs(TOKENS), rtol=1e-3, atol=1e-3)
+
+
+def test_experts_are_dequantized_exactly(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", "4bit", family="qwen3_moe")
+    plain = load_folder(folder, dtype=mx.float32, keep_quantized=False)
+    packed = load_folder(folder, dtype=mx.float32, keep_quantized=True)
+    ours = plain.layers[0].mlp.switch_mlp.up_proj
+    theirs = packed.layers[0].mlp.switch_mlp.up_proj
+    weight = mx.dequantize(
+        theirs.weight, theirs.scales, theirs.biases, theirs.group_size, theirs.bits
+    )
+    assert same(ours.weight, weight)
+    assert ours.weight.shape == (5, 64, 64)
+
+
+def test_what_has_no_plain_form_is_refused(tmp_path: Path) -> None:
+    model = load_folder(
+        write_folder(tmp_path / "model", "mxfp4", family="qwen3_moe"),
+        dtype=None,
+        keep_quantized=True,
+    )
+    experts = model.layers[0].mlp.switch_mlp.up_proj
+    experts.global_scale = mx.ones(5)
+    with pytest.raises(MlxsteerError, match=r"up_proj is a Quant.* with a global scale, which has"):
+        folders.convert(model, dtype=mx.float32, keep_quantized=False)
+
+
+ROTARY: dict[str, dict[str, Any]] = {
+    "llama": {"rope_scaling": LLAMA3_ROPE},
+    "qwen2": {"rope_scaling": {**LLAMA3_ROPE, "rope_type": "yarn"}},
+    "phi3": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("family", ROTARY)
+def test_rotary_frequencies_keep_their_precision(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "model", "bfloat16", family=family, **ROTARY[family])
+    theirs, _ = load_model(folder)
+    model = load_folder(folder, dtype=mx.bfloat16, keep_quantized=False)
+    assert model.layers[0].self_attn.rope._freqs.dtype == mx.float32
+    far = mx.random.randint(0, VOCABULARY, (1, 200), key=mx.random.key(0))
+    assert same(model(far), theirs(far))
+    # and casting all that a module holds would be noticed
+
+    def everything(part: nn.Module) -> list[tuple[str, mx.array]]:
+        return [(name, a) for name, a in list(part.items()) if isinstance(a, mx.array)]
+
+    monkeypatch.setattr(folders, "_own", everything)
+    wrong = load_folder(folder, dtype=mx.bfloat16, keep_quantized=False)
+    assert not same(wrong(far), theirs(far))
+
+
+def test_weights_of_the_eyes_are_not_counted(tmp_path: Path) -> None:
+    more = {
+        "vision_tower.embed.weight": mx.zeros((64, 64)),
+        "multi_modal_projector.norm.weight": mx.zeros(64),
+    }
+    folder = write_folder(tmp_path / "model", family="gemma3", more=more)
+    model = load_folder(folder, dtype=None, keep_quantized=True)
+    assert folder_bytes(folder, read_config(folder), None, True) == resident(model)
+
+
 def test_variants(tmp_path: Path) -> None:
-    changes = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
+    changes: dict[str, Any] = {"tie_word_embeddings": False}
+    changes |= {"attention_bias": True, "mlp_bias": True}
     folder = write_folder(tmp_path / "model", "4bit", **changes)
     packed = load_folder(folder, dtype=mx.float32, keep_quantized=True)
     plain = load_folder(folder, dtype=mx.float32, keep_quantized=False)
@@ -111,6 +203,14 @@ def test_loading_takes_hardly_more_than_the_model(tmp_path: Path) -> None:
     assert mx.get_peak_memory() - before <= 1.25 * resident(model)
     whole = mx.get_active_memory() - before
     assert whole <= 1.05 * resident(model)  # nothing packed is left
+
+
+def test_experts_are_loaded_one_tensor_at_a_time(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", "4bit", family="qwen3_moe", moe_intermediate_size=256)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = load_folder(folder, dtype=mx.float32, keep_quantized=False)
+    assert mx.get_peak_memory() - before <= 1.25 * resident(model)
 
 
 def test_progress(tmp_path: Path) -> None:
@@ -141,6 +241,11 @@ def test_every_end_token(tmp_path: Path) -> None:
     tokenizer = folder_tokenizer(folder, read_config(folder))
     assert tokenizer.eos_token_ids == {90, *ends, tokenizer.eos_token_id}
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+
+
+def test_end_tokens_of_a_nested_config(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", family="gemma3", eos_token_id=[90, 91])
+    assert folder_tokenizer(folder, read_config(folder)).eos_token_ids >= {90, 91}
 
 
 def everything(folder: Path) -> nn.Module:

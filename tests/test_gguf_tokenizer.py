@@ -22,8 +22,9 @@ TEXTS = MADE["texts"]
 
 def header(**metadata: Any) -> Header:
     """A header with these metadata; keys of the tokenizer without their prefix."""
+    prefixes = {"@": "tokenizer.", "#": ""}
     prefixed = {
-        "tokenizer." + key[1:] if key.startswith("@") else f"tokenizer.ggml.{key}": value
+        prefixes[key[0]] + key[1:] if key[0] in prefixes else f"tokenizer.ggml.{key}": value
         for key, value in metadata.items()
         if value is not ...
     }
@@ -42,28 +43,48 @@ def golden_header(kind: str, variant: str) -> Header:
     if kind == "gpt2":
         ends = {"bos_token_id": n, "eos_token_id": n + 1, "merges": made["merges"]}
         extra = {"pre": variant, **ends}
-    else:
-        ends = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-        extra = {"scores": made["scores"], "add_space_prefix": variant == "prefix", **ends}
-    return header(model=kind, tokens=made["tokens"], token_type=made["types"], **extra)
+        return header(model=kind, tokens=made["tokens"], token_type=made["types"], **extra)
+    types = dict(zip(made["tokens"], made["types"], strict=True)) | MADE.get(variant, {})
+    return header(
+        model=kind,
+        tokens=list(types),
+        token_type=list(types.values()),
+        scores=made["scores"] + [0.0] * (len(types) - len(made["scores"])),
+        add_space_prefix=variant in ("prefix", "phi"),
+        bos_token_id=1,
+        eos_token_id=2,
+        unknown_token_id=0,
+        **{"#general.architecture": "phi3" if variant == "phi" else "gemma3"},
+    )
 
 
 CASES = [key for key in MADE if key.startswith(("gpt2 ", "llama "))]
+ROUGH = {"gpt2 gpt-4o", "gpt2 tekken"}  # llama.cpp's expression is not the model's
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_ids_of_llama_cpp(case: str) -> None:
     tokenizer = tokenizer_from_gguf(golden_header(*case.split()))
-    for text, ids in zip(TEXTS, MADE[case], strict=True):
+    chats = MADE["chats"] if case in ("llama gemma", "llama phi") else []
+    for text, ids in zip(TEXTS + chats, MADE[case], strict=True):
         marks = any(unicodedata.category(letter).startswith("M") for letter in text)
-        if case != "gpt2 tekken" or not marks:  # there llama.cpp's expression is not the model's
+        if case not in ROUGH or not marks:
             assert tokenizer.encode(text) == ids, text
 
 
 def test_pre_tokenizers_differ() -> None:
-    known = [MADE[f"gpt2 {pre}"] for pre in ("default", "gpt-2", "llama-bpe", "smollm", "tekken")]
+    names = ("default", "gpt-2", "gpt-4o", "llama-bpe", "qwen2", "smollm", "tekken")
+    known = [MADE[f"gpt2 {pre}"] for pre in names]
     assert all(a != b for i, a in enumerate(known) for b in known[:i])
-    assert {f"gpt2 {pre}" for pre in PRE} - {"gpt2 llama3", "gpt2 llama-v3"} <= set(CASES)
+    other_names = {"deepseek-r1-qwen", "llama3", "llama-v3"}
+    assert {f"gpt2 {pre}" for pre in PRE.keys() - other_names} <= set(CASES)
+
+
+def test_white_space_after_the_tokens_of_phi_would_be_noticed() -> None:
+    phi = golden_header("llama", "phi")
+    other = replace(phi, metadata={**phi.metadata, "general.architecture": "llama"})
+    wrong = tokenizer_from_gguf(other)
+    assert [wrong.encode(text) for text in TEXTS + MADE["chats"]] != MADE["llama phi"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,7 +92,7 @@ def test_texts_come_back(case: str) -> None:
     tokenizer = tokenizer_from_gguf(golden_header(*case.split()))
     for text in TEXTS:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        if case != "llama prefix":
+        if case not in ("llama prefix", "llama phi"):
             assert tokenizer.decode(ids) == text
         detokenizer = tokenizer.detokenizer
         for token in ids:
@@ -123,6 +144,27 @@ def test_a_model_without_template() -> None:
 )
 def test_all_ends_are_known(changes: dict[str, Any], ends: set[int]) -> None:
     assert tokenizer_from_gguf(tiny_header(**changes)).eos_token_ids == ends
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "ends"),
+    [
+        ("<end_of_turn>", 3, True),
+        ("<|end|>", 3, True),
+        ("<|end|>", 4, True),  # as older conversions of Phi-3 have it
+        ("<|im_end|>", 3, True),
+        ("</s>", 3, True),
+        ("</s>", 4, False),  # a tag of HTML in Gemma's vocabulary
+        ("<end_of_turn>", 1, False),
+    ],
+)
+def test_what_ends_a_turn_depends_on_its_kind(text: str, kind: int, ends: bool) -> None:
+    tokens, types = [*TOKENS], [*METADATA["tokenizer.ggml.token_type"]]
+    at = 0 if text not in tokens else tokens.index(text)
+    tokens[at], types[at] = text, kind
+    changes = {"eos_token_id": 263} if text == "<|im_end|>" else {}
+    tokenizer = tokenizer_from_gguf(tiny_header(tokens=tokens, token_type=types, **changes))
+    assert (at in tokenizer.eos_token_ids) == ends
 
 
 def test_in_harmony_a_message_may_end_before_the_turn() -> None:

@@ -22,6 +22,7 @@ from tiny_gguf import TOKENS, weights, write_gguf
 from tiny_hub import Hub, Repo, serving
 
 from mlxsteer import download, loading
+from mlxsteer.arch import FAMILIES
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.gguf import read_header
 from mlxsteer.library import HubFile, KnownModel, PackageFile, known_models
@@ -217,9 +218,9 @@ def test_memory_is_checked_before_loading(tmp_path: Path, monkeypatch: pytest.Mo
 def test_shipped_entries_are_plausible() -> None:
     models = {model.name: model for model in known_models()}
     assert models["smollm2-135m"].package is not None
-    assert len(models) >= 5
+    assert {model.family for model in models.values()} == FAMILIES.keys() - {"mistral"}
     for model in models.values():
-        assert model.family == "llama"
+        assert model.thinking == (("<think>", "</think>") if "qwen3" in model.name else None)
         source = model.hub[0]
         assert bool(source.file) == bool(source.sha256)
         assert source.file or source.quantization == "4bit-g64"

@@ -63,6 +63,7 @@ def pushes(model, steering: Steering, chunks: list[int], batch: int = 1) -> np.n
     return np.concatenate(found, axis=1) @ row / (row @ row)
 
 
+@pytest.mark.table("Phases and schedules", "case", "chunks, batch, sign")
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("chunks", [[10], [1] * 10, [4, 6], [3, 3, 1, 1, 2], [7, 3]])
 @pytest.mark.parametrize("case", CASES)
@@ -74,6 +75,7 @@ def test_every_phase_and_schedule_in_any_chunks(case: str, chunks: list[int], ba
     np.testing.assert_allclose(opposite, -got, atol=1e-5)
 
 
+@pytest.mark.table("Phases and schedules", "case", "without a cache")
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_without_a_cache(case: str) -> None:
     options, _ = CASES[case]

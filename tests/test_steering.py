@@ -9,8 +9,8 @@ from tiny import DTYPES, LAYERS, WIDTH, direction, nodes, tiny, vector
 from mlxsteer.capture import capturing
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.generate import forward
-from mlxsteer.runtime import Steered
 from mlxsteer.plan import EditTap, taps
+from mlxsteer.runtime import Steered
 from mlxsteer.steering import Phase, Steering
 from mlxsteer.taps import JOINS, NO_TAPS, SITES, Tap, Taps, site_place
 from mlxsteer.vector import Vector

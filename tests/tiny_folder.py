@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
-from tiny import CONFIG, VOCABULARY, tiny
+from mlx.utils import tree_flatten, tree_map
+from tiny import VOCABULARY, config, tiny
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -18,16 +18,25 @@ PACKINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_folder(folder: Path, kind: str = "float32", *, shards: int = 1, **changes: Any) -> Path:
-    """Write the random tiny Llama with these changes of its config."""
+def write_folder(
+    folder: Path,
+    kind: str = "float32",
+    *,
+    family: str = "llama",
+    shards: int = 1,
+    more: dict[str, mx.array] | None = None,
+    **changes: Any,
+) -> Path:
+    """Write the random tiny model of a family with these changes of its config."""
     folder.mkdir(parents=True)
-    config = {**CONFIG, **changes}
-    model = tiny("float32" if kind == "float32" else "bfloat16", **changes)
+    values = config(family, **changes)
+    model = tiny("float32" if kind in PACKINGS else kind, family=family, **changes)
     if kind in PACKINGS:
-        config["quantization"] = PACKINGS[kind]
+        model.update(tree_map(lambda w: w.astype(mx.bfloat16), model.parameters()))
+        values["quantization"] = PACKINGS[kind]
         nn.quantize(model, **PACKINGS[kind])
-    (folder / "config.json").write_text(json.dumps(config))
-    write_weights(folder, dict(tree_flatten(model.parameters())), shards)
+    (folder / "config.json").write_text(json.dumps(values))
+    write_weights(folder, dict(tree_flatten(model.parameters())) | (more or {}), shards)
     write_tokenizer(folder)
     return folder
 

@@ -1,5 +1,6 @@
 """Tiny GGUF models, written by llama.cpp's own Python package."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from tiny import CONFIG, tiny
+from tiny import config, tiny
 from tokenizers import pre_tokenizers
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "<tool>"]
@@ -20,31 +21,28 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = len(TOKENS)
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+# our family -> general.architecture
+ARCHITECTURES = {
+    "gemma3_text": "gemma3",
+    "llama": "llama",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
 }
-METADATA: dict[str, Any] = {
-    "general.architecture": "llama",
-    "general.name": "tiny",
-    "llama.block_count": CONFIG["num_hidden_layers"],
-    "llama.context_length": CONFIG["max_position_embeddings"],
-    "llama.embedding_length": CONFIG["hidden_size"],
-    "llama.feed_forward_length": CONFIG["intermediate_size"],
-    "llama.attention.head_count": CONFIG["num_attention_heads"],
-    "llama.attention.head_count_kv": CONFIG["num_key_value_heads"],
-    "llama.attention.layer_norm_rms_epsilon": CONFIG["rms_norm_eps"],
-    "llama.rope.freq_base": 10000.0,
+# Changes of a tiny config: what llama.cpp takes for granted in every file of a family.
+GRANTED: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "num_hidden_layers": 7,
+        "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": 32,
+        "rope_theta": 1e6,
+    },
+    "phi3": {"tie_word_embeddings": False},
+    "qwen2": {"rope_theta": 1e6},
+    "qwen3_moe": {"mlp_only_layers": []},
+}
+TOKENIZER: dict[str, Any] = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "smollm",
     "tokenizer.ggml.tokens": TOKENS,
@@ -59,18 +57,70 @@ Weights = dict[str, np.ndarray]
 Kind = str | Callable[[str], str]
 
 
-def weights(seed: int = 0, **changes: Any) -> Weights:
-    """The weights of a random tiny Llama under the names of a checkpoint, float32."""
-    model = tiny(seed=seed, **{"vocab_size": VOCABULARY, **changes})
+def family_config(family: str = "llama", **changes: Any) -> dict[str, Any]:
+    """The config of the tiny model of a family that a file is written of."""
+    return config(family, **{"vocab_size": VOCABULARY, **GRANTED.get(family, {}), **changes})
+
+
+def family_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What llama.cpp's converter writes of such a config."""
+    family = values["model_type"]
+    name = ARCHITECTURES[family]
+    keys: dict[str, Any] = {
+        "block_count": values["num_hidden_layers"],
+        "context_length": values["max_position_embeddings"],
+        "embedding_length": values["hidden_size"],
+        "feed_forward_length": values["intermediate_size"],
+        "attention.head_count": values["num_attention_heads"],
+        "attention.head_count_kv": values["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": values["rms_norm_eps"],
+        "rope.freq_base": values.get("rope_theta", 10000.0),
+    }
+    if "head_dim" in values:
+        keys["attention.key_length"] = keys["attention.value_length"] = values["head_dim"]
+    if family == "qwen3_moe":
+        keys["expert_count"] = values["num_experts"]
+        keys["expert_used_count"] = values["num_experts_per_tok"]
+        keys["expert_feed_forward_length"] = values["moe_intermediate_size"]
+    if family == "gemma3_text":
+        keys["attention.sliding_window"] = values["sliding_window"]
+    if family == "phi3":
+        head_dim = values["hidden_size"] // values["num_attention_heads"]
+        share = values.get("partial_rotary_factor", 1.0)
+        keys["rope.dimension_count"] = int(share * head_dim)
+        keys["rope.scaling.original_context_length"] = values.get(
+            "original_max_position_embeddings", values["max_position_embeddings"]
+        )
+        keys["attention.sliding_window"] = 0
+    top = {"general.architecture": name, "general.name": "tiny"}
+    return {**top, **{f"{name}.{key}": value for key, value in keys.items()}, **TOKENIZER}
+
+
+METADATA = family_metadata(family_config())
+
+
+def weights(seed: int = 0, *, family: str = "llama", **changes: Any) -> Weights:
+    """The weights of a random tiny model under the names of a checkpoint, float32."""
+    model = tiny(family=family, seed=seed, **_own(family_config(family, **changes)))
     return {name: np.array(array) for name, array in dict(tree_flatten(model.parameters())).items()}
 
 
-def gguf_name(name: str) -> str:
-    module, _, parameter = name.rpartition(".")
-    if module.startswith("model.layers."):
-        _, _, layer, rest = module.split(".", 3)
-        return f"blk.{layer}.{NAMES[rest]}.{parameter}"
-    return f"{NAMES[module]}.{parameter}"
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "model_type"}
+
+
+@functools.cache
+def _names(architecture: str) -> gguf.TensorNameMap:
+    model = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    return gguf.get_tensor_name_map(model, 64)
+
+
+def gguf_name(name: str, architecture: str = "llama") -> str:
+    """The name by llama.cpp's own table of names."""
+    stacked = name.replace(".switch_mlp.", ".experts.")
+    found = _names(architecture).get_name(stacked, (".weight", ".bias"))
+    assert found is not None, name
+    return str(found)
 
 
 def permuted(name: str, array: np.ndarray, heads: int, kv_heads: int) -> np.ndarray:
@@ -82,7 +132,7 @@ def permuted(name: str, array: np.ndarray, heads: int, kv_heads: int) -> np.ndar
 
 
 def quantize(array: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    quantized = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+    quantized = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
     return gguf.quants.quantize(array, quantized), quantized
 
 
@@ -106,15 +156,19 @@ def write_gguf(
 ) -> Path:
     """Write a GGUF model; its metadata may be altered, and `...` leaves a key out."""
     metadata = {**METADATA, **(metadata or {})}
-    writer = gguf.GGUFWriter(path, metadata.pop("general.architecture"))
+    name = metadata.pop("general.architecture")
+    architecture = name if name in ARCHITECTURES.values() else "llama"
+    writer = gguf.GGUFWriter(path, name)
     for key, value in metadata.items():
         if value is not ...:
             _add(writer, key, value)
     for name, array in weights.items():
-        data, quantized = quantize(
-            permuted(name, array, *heads), kind(name) if callable(kind) else kind
-        )
-        writer.add_tensor(gguf_name(name), data, raw_dtype=quantized)
+        if architecture == "llama":
+            array = permuted(name, array, *heads)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            array = array + np.float32(1)
+        data, quantized = quantize(array, kind(name) if callable(kind) else kind)
+        writer.add_tensor(gguf_name(name, architecture), data, raw_dtype=quantized)
     for name, array in (more or {}).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
@@ -139,8 +193,12 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 def plain_model(weights: Mapping[str, np.ndarray], module: Any, **changes: Any) -> nn.Module:
     """A model of `module` (ours or mlx-lm's definition) with these weights."""
-    args = module.ModelArgs.from_dict({**CONFIG, "vocab_size": VOCABULARY, **changes})
+    family = module.__name__.rpartition(".")[2]
+    args = module.ModelArgs.from_dict(family_config(family, **changes))
     model: nn.Module = module.Model(args)
-    model.load_weights([(name, mx.array(array)) for name, array in weights.items()])
+    arrays = {name: mx.array(array) for name, array in weights.items()}
+    if "gemma" in family:
+        arrays = model.sanitize(arrays)  # it learns from the weights whether the head is tied
+    model.load_weights(list(arrays.items()))
     model.eval()
     return model

@@ -11,28 +11,28 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import BaseModelArgs
 
 from ..taps import Taps
 from . import gemma3_text
+from .config import FamilyArgs
 
 __all__ = ["Model", "ModelArgs"]
 
-VISION = ("vision_tower.", "multi_modal_projector.")
 TEXT = "language_model."
 
 
 @dataclass
-class ModelArgs(BaseModelArgs):
+class ModelArgs(FamilyArgs):
     """A `config.json` whose language model is described in `text_config`."""
 
     model_type: str
     text_config: dict[str, Any]
-    vocab_size: int = 262208
+    vocab_size: int = 0
 
     def __post_init__(self) -> None:
         # what configs leave out; the text-only models have other defaults
         defaults = {"model_type": "gemma3_text", "num_attention_heads": 8, "num_key_value_heads": 4}
+        self.vocab_size = self.vocab_size or self.text_config.get("vocab_size") or 262208
         nested = {**defaults, **self.text_config, "vocab_size": self.vocab_size}
         self.text: gemma3_text.ModelArgs = gemma3_text.ModelArgs.from_dict(nested)
 
@@ -53,7 +53,9 @@ class ModelArgs(BaseModelArgs):
 
 
 class Model(nn.Module):
-    """The language model of a Gemma 3 that can see."""
+    """The language model of a Gemma 3 that can see; `UNREAD` is how the names of the rest begin."""
+
+    UNREAD = ("vision_tower.", "multi_modal_projector.")
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -82,5 +84,6 @@ class Model(nn.Module):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop the vision tower and its projector."""
-        text = {k.removeprefix(TEXT): w for k, w in weights.items() if not k.startswith(VISION)}
-        return {TEXT + k: w for k, w in self.language_model.sanitize(text).items()}
+        read = {k: w for k, w in weights.items() if not k.startswith(self.UNREAD)}
+        text = self.language_model.sanitize({k.removeprefix(TEXT): w for k, w in read.items()})
+        return {TEXT + k: w for k, w in text.items()}

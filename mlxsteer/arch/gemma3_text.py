@@ -18,17 +18,17 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.rope_utils import initialize_rope
 
 from ..taps import Tap, Taps
+from .config import FamilyArgs
 from .parts import LanguageModel, Mask, attend, heads, through
 
 __all__ = ["Model", "ModelArgs", "clipped_add"]
 
 
 @dataclass
-class ModelArgs(BaseModelArgs):
+class ModelArgs(FamilyArgs):
     """The fields of a Gemma 3 text `config.json` that decide the computation."""
 
     model_type: str

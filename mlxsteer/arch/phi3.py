@@ -15,10 +15,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.activations import swiglu
-from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.rope_utils import SuScaledRoPE
 
 from ..errors import MlxsteerError
+from .config import FamilyArgs
 from .parts import Block, LanguageModel, Mask, Trunk, attend, heads
 
 __all__ = ["Model", "ModelArgs"]
@@ -28,7 +28,7 @@ ROPES = {"linear": "factor", "longrope": "long_factor", "su": "long_factor"}
 
 
 @dataclass
-class ModelArgs(BaseModelArgs):
+class ModelArgs(FamilyArgs):
     """The fields of a Phi-3 `config.json` that decide the computation."""
 
     model_type: str

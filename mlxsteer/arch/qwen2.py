@@ -13,16 +13,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.rope_utils import initialize_rope
 
+from .config import FamilyArgs
 from .parts import MLP, Block, LanguageModel, Mask, Trunk, attend, heads, shard_attention, shard_mlp
 
 __all__ = ["Model", "ModelArgs"]
 
 
 @dataclass
-class ModelArgs(BaseModelArgs):
+class ModelArgs(FamilyArgs):
     """The fields of a Qwen2 `config.json` that decide the computation."""
 
     model_type: str

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.rope_utils import initialize_rope
 
-from ..errors import MlxsteerError
+from .config import FamilyArgs
 from .parts import MLP, Block, LanguageModel, Mask, Trunk, attend, heads, shard_attention, shard_mlp
 
 __all__ = ["Attention", "Model", "ModelArgs"]
@@ -32,7 +31,7 @@ class AttentionArgs(Protocol):
 
 
 @dataclass
-class ModelArgs(BaseModelArgs):
+class ModelArgs(FamilyArgs):
     """The fields of a Qwen3 `config.json` that decide the computation."""
 
     model_type: str
@@ -45,19 +44,9 @@ class ModelArgs(BaseModelArgs):
     num_key_value_heads: int
     max_position_embeddings: int
     head_dim: int
+    rope_theta: float
     tie_word_embeddings: bool
-    rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.rope_parameters:  # where transformers 5 writes both
-            if self.rope_theta is None:
-                self.rope_theta = self.rope_parameters.get("rope_theta")
-            if self.rope_scaling is None:
-                self.rope_scaling = self.rope_parameters
-        if self.rope_theta is None:
-            raise MlxsteerError("the config has no rope_theta; take one that was not cut down")
 
 
 class Attention(nn.Module):
@@ -95,7 +84,6 @@ class Model(LanguageModel):
     args: ModelArgs
 
     def __init__(self, args: ModelArgs) -> None:
-        assert args.rope_theta is not None
         blocks = [
             Block(
                 args,

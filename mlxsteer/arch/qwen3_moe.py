@@ -16,9 +16,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers.distributed import shard_inplace, sum_gradients
-from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.switch_layers import SwitchGLU
 
+from .config import FamilyArgs
 from .parts import MLP, Block, LanguageModel, Trunk, shard_attention, shard_mlp
 from .qwen3 import Attention
 
@@ -28,7 +28,7 @@ log = logging.getLogger("mlxsteer")
 
 
 @dataclass
-class ModelArgs(BaseModelArgs):
+class ModelArgs(FamilyArgs):
     """The fields of a Qwen3-MoE `config.json` that decide the computation."""
 
     model_type: str

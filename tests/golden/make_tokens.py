@@ -8,6 +8,7 @@ The tests compare token ids with these files and need no llama.cpp for it.
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,18 @@ sys.path.insert(0, str(HERE.parent))
 
 from oracle import Llama  # noqa: E402
 
-PRE = ["default", "gpt-2", "llama-bpe", "smaug-bpe", "smollm", "tekken"]
+PRE = ["dbrx", "default", "gpt-2", "gpt-4o", "llama-bpe", "qwen2", "smaug-bpe", "smollm", "tekken"]
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
 DEFINED = ["<tool>", "   "]
+# What Gemma and Phi-3 have besides: text and type.
+GEMMA = {"\n": 4, "\n\n": 4, "  ": 4, "   ": 4, "<start_of_turn>": 3, "<end_of_turn>": 3, "<b>": 4}
+PHI = {"<|endoftext|>": 3, "<|user|>": 3, "<|end|>": 3, "<|assistant|>": 3, "<|x|>": 4}
+CHATS = [
+    "<start_of_turn>user\nHow  are\n\n\nyou?<end_of_turn>\n<start_of_turn>model\n",
+    "     five spaces,<b>  a tag</b>\n \n",
+    "<|user|>\nHow are you?<|end|>\n<|assistant|>\n  well<|end|> \t\nyes<|endoftext|> no <s> on",
+    "<|x|>  a </s> b<|end|>",
+]
 
 # What is tokenized is written in the file itself; training leaves out what special tokens spell.
 TEXTS = json.loads((HERE / "smollm2_tokens.json").read_text())["texts"]
@@ -92,9 +102,9 @@ def sentence_piece() -> dict[str, Any]:
     }
 
 
-def tokenize(path: Path, special: bool) -> list[list[int]]:
+def tokenize(path: Path, special: bool, more: Sequence[str] = ()) -> list[list[int]]:
     model = Llama(path, vocab_only=True)
-    found = [model.tokenize(text, special=special) for text in TEXTS]
+    found = [model.tokenize(text, special=special) for text in [*TEXTS, *more]]
     model.close()
     return found
 
@@ -111,16 +121,20 @@ def main(smollm2: str) -> None:
         n = len(bpe["tokens"])
         bpe["tokens"] += [*CONTROL, *DEFINED]
         bpe["types"] = [1] * n + [3] * len(CONTROL) + [4] * len(DEFINED)
-        found: dict[str, Any] = {"texts": TEXTS, "gpt2": bpe, "llama": spm}
+        found: dict[str, Any] = {"texts": TEXTS, "chats": CHATS, "gpt2": bpe, "llama": spm}
+        found |= {"gemma": GEMMA, "phi": PHI}
         for pre in PRE:
             more = {"add_token_merges": bpe["merges"], "add_bos_token_id": n}
             write(path, "gpt2", pre, bpe["tokens"], bpe["types"], **more, add_eos_token_id=n + 1)
             found[f"gpt2 {pre}"] = tokenize(path, True)
-        for prefix in (True, False):
-            more = {"add_token_scores": spm["scores"], "add_add_space_prefix": prefix}
+        for name, extra in (("prefix", {}), ("plain", {}), ("gemma", GEMMA), ("phi", PHI)):
+            types = dict(zip(spm["tokens"], spm["types"], strict=True)) | extra
+            scores = spm["scores"] + [0.0] * (len(types) - len(spm["scores"]))
+            more = {"add_token_scores": scores, "add_add_space_prefix": name in ("prefix", "phi")}
             more |= {"add_bos_token_id": 1, "add_eos_token_id": 2, "add_unk_token_id": 0}
-            write(path, "llama", "default", spm["tokens"], spm["types"], **more)
-            found[f"llama {'prefix' if prefix else 'plain'}"] = tokenize(path, True)
+            more |= {"add_name": f"{name}-3"}  # llama.cpp knows Phi-3 by its name
+            write(path, "llama", "default", list(types), list(types.values()), **more)
+            found[f"llama {name}"] = tokenize(path, True, CHATS if extra else [])
         save("tokenizers.json", found)
 
 

@@ -169,7 +169,8 @@ GGUF_MODELS: dict[str, tuple[Callable[[dict[str, Any]], None] | None, dict[str, 
     "no architecture I know": (
         None,
         {"general.architecture": "bert"},
-        "architecture 'bert' is not supported as GGUF, only llama; take the model in safetensors",
+        "architecture 'bert' is not supported as GGUF, only gemma3, llama, phi3, qwen2, qwen3, "
+        "qwen3moe; take the model in safetensors",
     ),
     "split file": (None, {"split.count": 3}, "one part of a split model"),
     "experts": (None, {"llama.expert_count": 8}, "llama.expert_count is 8; supported is 0"),
@@ -230,10 +231,20 @@ GGUF_MODELS: dict[str, tuple[Callable[[dict[str, Any]], None] | None, dict[str, 
         {"llama.rope.dimension_count": 8},
         "rope.dimension_count is 8; supported is 16",
     ),
-    "yarn": (
+    "positions of no kind": (
         None,
-        {"llama.rope.scaling.type": "yarn"},
-        "rope.scaling.type is 'yarn'; supported is none, linear or",
+        {"llama.rope.scaling.type": "longrope"},
+        "rope.scaling.type is 'longrope'; supported is none, linear, yarn or a tensor 'rope_freqs",
+    ),
+    "yarn without its context": (
+        None,
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
+        "rope.scaling.original_context_length is None; supported is a positive whole number",
+    ),
+    "logits squeezed": (
+        None,
+        {"llama.final_logit_softcapping": 30.0},
+        "final_logit_softcapping is 30.0; supported is 0.0 or no such key",
     ),
     "epsilon of infinity": (
         None,
@@ -241,6 +252,100 @@ GGUF_MODELS: dict[str, tuple[Callable[[dict[str, Any]], None] | None, dict[str, 
         "layer_norm_rms_epsilon is inf; supported is a positive number",
     ),
     "no context": (None, {"llama.context_length": ...}, "context_length is None"),
+}
+
+# name -> (our family, changed metadata, what the refusal says)
+GGUF_FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a head of its own": (
+        "qwen2",
+        {"qwen2.attention.key_length": 32},
+        "qwen2.attention.key_length is 32; supported is 16, the size of a head",
+    ),
+    "values of another size": (
+        "qwen3",
+        {"qwen3.attention.value_length": 16},
+        "qwen3.attention.value_length is 16; supported is 32",
+    ),
+    "experts in a dense model": (
+        "qwen3",
+        {"qwen3.expert_count": 8},
+        "qwen3.expert_count is 8; supported is 0",
+    ),
+    "no experts": (
+        "qwen3_moe",
+        {"qwen3moe.expert_count": 0},
+        "qwen3moe.expert_count is 0; supported is a positive whole number",
+    ),
+    "more experts in use than there are": (
+        "qwen3_moe",
+        {"qwen3moe.expert_used_count": 6},
+        "expert_used_count is 6; supported is at most 5, the experts",
+    ),
+    "another number of experts": (
+        "qwen3_moe",
+        {"qwen3moe.expert_count": 4},
+        r"'blk.0.ffn_gate_inp.weight' has the shape \(5, 64\), the metadata say \(4, 64\)",
+    ),
+    "experts chosen by a sigmoid": (
+        "qwen3_moe",
+        {"qwen3moe.expert_gating_func": 2},
+        "expert_gating_func is 2; supported is 1",
+    ),
+    "experts shared": (
+        "qwen3_moe",
+        {"qwen3moe.expert_shared_count": 1},
+        "expert_shared_count is 1; supported is 0 or no such key",
+    ),
+    "stretched experts": (
+        "qwen3_moe",
+        {"qwen3moe.rope.scaling.type": "yarn", "qwen3moe.rope.scaling.factor": 4.0},
+        "qwen3moe.rope.scaling.type is 'yarn'; supported is none$",
+    ),
+    "logits of Gemma 2": (
+        "gemma3_text",
+        {"gemma3.final_logit_softcapping": 30.0},
+        "gemma3.final_logit_softcapping is 30.0; supported is 0.0 or no such key",
+    ),
+    "Gemma with yarn": (
+        "gemma3_text",
+        {"gemma3.rope.scaling.type": "yarn", "gemma3.rope.scaling.factor": 4.0},
+        "gemma3.rope.scaling.type is 'yarn'; supported is none, linear",
+    ),
+    "windows as a list": (
+        "gemma3_text",
+        {"gemma3.attention.sliding_window_pattern": [True, False]},
+        r"sliding_window_pattern is \[True, False\]; supported is a positive whole number",
+    ),
+    "other edges of yarn": (
+        "qwen2",
+        {"qwen2.rope.scaling.yarn_beta_fast": 16.0},
+        "yarn_beta_fast is 16.0; supported is 32.0 or no such key",
+    ),
+    "an odd part rotated": (
+        "phi3",
+        {"phi3.rope.dimension_count": 7},
+        "phi3.rope.dimension_count is 7; supported is 16, the size of a head, and even",
+    ),
+    "a loudness without factors": (
+        "phi3",
+        {"phi3.rope.scaling.attn_factor": 1.19},
+        "rope.scaling.attn_factor is 1.19.*; supported is no such key",
+    ),
+    "another loudness": (
+        "phi3 longrope",
+        {"phi3.rope.scaling.attn_factor": 1.5},
+        "rope.scaling.attn_factor is 1.5; supported is 1.15470, which follows from the context",
+    ),
+    "no original context": (
+        "phi3 longrope",
+        {"phi3.rope.scaling.original_context_length": 1},
+        "original_context_length is 1; supported is a number from 2",
+    ),
+    "factors of another kind": (
+        "phi3 longrope",
+        {"phi3.rope.scaling.type": "yarn"},
+        "rope.scaling.type is 'yarn'; supported is 'longrope' or 'none'",
+    ),
 }
 
 # name -> (changed metadata of the tokenizer, what the refusal says)
@@ -337,8 +442,14 @@ MODEL_FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown model type": (_config(model_type="zebra"), "'zebra'"),
     "code of its own": (_config(model_file="m.py"), "own code, 'm.py'; mlxsteer runs no code"),
     "no width": (_config(hidden_size=...), "the config has no hidden_size; take"),
-    "width is text": (_config(hidden_size="64"), "config.json: hidden_size is '64', not a number from 1"),
-    "negative layers": (_config(num_hidden_layers=-1), "num_hidden_layers is -1, not a number from 1"),
+    "width is text": (
+        _config(hidden_size="64"),
+        "config.json: hidden_size is '64', not a number from 1",
+    ),
+    "negative layers": (
+        _config(num_hidden_layers=-1),
+        "num_hidden_layers is -1, not a number from 1",
+    ),
     "layers without end": (
         _config(num_hidden_layers=2_000_000_000),
         "num_hidden_layers is 2000000000, not a number from 1 to 65536",
