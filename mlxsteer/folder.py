@@ -44,7 +44,7 @@ SIZES = {
     "vocab_size": 1 << 28,
 }
 ARGUMENT_ERRORS = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)
-TOKENIZER_ERRORS = (KeyError, OSError, StrictDataclassError, TypeError, ValueError)
+TOKENIZER_ERRORS = (*ARGUMENT_ERRORS, OSError, StrictDataclassError)  # it reads the config, too
 BITS = {"F64": 64, "F32": 32, "U32": 32, "F16": 16, "BF16": 16, "U8": 8}
 
 
@@ -197,7 +197,7 @@ def load_folder(
     """Build the model; `dtype` None keeps what is stored, else all that is not packed is in it."""
     try:
         model, _ = load_model(folder, lazy=True, get_model_classes=get_classes)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (*ARGUMENT_ERRORS, AssertionError, RuntimeError) as error:
         raise MlxsteerError(f"{folder} cannot be loaded: {_line(error)}") from error
     convert(model, dtype=dtype, keep_quantized=keep_quantized, progress=progress)
     return model

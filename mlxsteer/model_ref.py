@@ -36,6 +36,10 @@ def base_name(repo: str) -> str:
     return name
 
 
+# Types of one computation: a GGUF of Mistral says llama, one of Gemma 3 holds the text model only.
+_SAME = {"mistral": "llama", "gemma3_text": "gemma3"}
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """The model that a vector was extracted on, or the one that is loaded.
@@ -79,15 +83,15 @@ class ModelRef:
         if (self.n_layers, self.hidden_size) != (other.n_layers, other.hidden_size):
             return False
         # a GGUF file of a Mistral says that it is a llama
-        types = {"llama" if m.model_type == "mistral" else m.model_type for m in (self, other)}
+        types = {_SAME.get(m.model_type, m.model_type) for m in (self, other)}
         named = self.repo != "" and other.repo != ""
         return len(types) == 1 and (not named or base_name(self.repo) == base_name(other.repo))
 
     def differences(self, other: "ModelRef") -> str:
-        """Return in words what sets two packings of one model apart, "" if nothing does."""
+        """Return in words what sets two packings of one model apart; dtypes do not."""
         return ", ".join(
             f"{key} {getattr(self, key) or 'unknown'} -> {getattr(other, key) or 'unknown'}"
-            for key in ("repo", "revision", "quantization", "dtype")
+            for key in ("repo", "revision", "quantization")
             if getattr(self, key) != getattr(other, key)
         )
 

@@ -141,6 +141,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "has no rope_theta",
     ),
     "not a table": ("llama", {"rope_parameters": [1]}, r"rope_parameters is \[1\], not a table"),
+    "scaling by a word": ("llama", {"rope_scaling": "yarn"}, "rope_scaling is 'yarn', not a table"),
     "unknown type": (
         "llama",
         {"rope_parameters": default(rope_type="spiral")},

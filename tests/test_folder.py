@@ -255,6 +255,29 @@ def everything(folder: Path) -> nn.Module:
     return load_folder(folder, dtype=mx.float32, keep_quantized=False)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"rope_scaling": {"type": "mrope"}}),
+        ("qwen2", {"rope_scaling": {"type": "yarn"}}),
+        ("qwen3", {"head_dim": 0}),
+        ("qwen3_moe", {"decoder_sparse_step": 0}),
+        ("gemma3_text", {"sliding_window_pattern": 0}),
+        ("gemma3", {"query_pre_attn_scalar": 0}),
+    ],
+)
+def test_numbers_that_make_no_model_are_refused(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "model", family=family)
+    values = json.loads((folder / "config.json").read_text())
+    values.get("text_config", values).update(changes)
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(MlxsteerError, match=r"cannot be loaded: |no usable tok") as caught:
+        everything(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", MODEL_FOLDERS)
 def test_a_bad_folder_is_refused(name: str, tmp_path: Path) -> None:
     spoil, words = MODEL_FOLDERS[name]

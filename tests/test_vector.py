@@ -504,8 +504,7 @@ def test_check(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == []
     make().check(ModelRef("tiny/random", "0", "llama", 6, WIDTH, "4bit-g64", "bfloat16"))
     assert caplog.messages == [
-        "vector 'joyful': same model, other packing: "
-        "quantization none -> 4bit-g64, dtype float32 -> bfloat16"
+        "vector 'joyful': same model, other packing: quantization none -> 4bit-g64"
     ]
 
 

@@ -70,11 +70,12 @@ def plain(config: Values) -> Values:
             _put(config, old, config[new])
     if config.get("model_type") == GEMMA and config.get("layer_types"):
         _put(config, "sliding_window_pattern", _pattern(config))
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) is not None and not isinstance(config[key], dict):
+            raise MlxsteerError(f"{key} is {config[key]!r}, not a table")
     rope = config.get("rope_parameters")
-    if rope is None or rope == {}:
+    if not rope:
         return config
-    if not isinstance(rope, dict):
-        raise MlxsteerError(f"rope_parameters is {rope!r}, not a table")
     if config.get("model_type") == GEMMA:
         _put_gemma(config, rope)
     elif KINDS & set(rope):
