@@ -17,8 +17,6 @@ from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.interop import load_vector, read_control_vector, write_control_vector
 from mlxsteer.vector import ModelRef, Vector, read_vector
 
-__all__ = ["small_disk"]
-
 WIDTH = 36  # no multiple of 8: rows do not end where GGUF aligns the next one
 ROWS = {
     layer: np.random.default_rng(layer).normal(size=WIDTH).astype(np.float32)
@@ -122,12 +120,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "joy.gguf"
     path.write_bytes(b"old")
     large = Vector.from_rows("v", {n: np.ones(WIDTH) for n in range(1, 40)})
-    with pytest.raises(MlxsteerError, match=f"^{path} cannot be written: "):
+    with pytest.raises(MlxsteerError, match=f"^{path} cannot be written: "), small_disk():
         write_control_vector(large, path, "llama")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -5,6 +5,7 @@ import os
 import resource
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -265,16 +266,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.safetensors"]
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 1 kB."""
+    """No file may grow beyond 1 kB meanwhile, be it the one that the tests report to."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, small_disk: None) -> None:
-    with pytest.raises(MlxsteerError, match="cannot be written"):
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MlxsteerError, match="cannot be written"), small_disk():
         tiny().save(tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
