@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,15 +13,19 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ROOT / "docs" / "commands.md"
 
 
-def commands(command: click.Command, name: str) -> list[tuple[str, str]]:
+def commands(
+    command: click.Command, name: str, parent: click.Context | None = None
+) -> list[tuple[str, str]]:
     """Return every command below `command` with its help, as on a terminal of 100 columns."""
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    settings: dict[str, Any] = {**command.context_settings, "terminal_width": 100}
+    settings["max_content_width"] = 100
+    context = click.Context(command, parent=parent, info_name=name.split()[-1], **settings)
     found = [(name, command.get_help(context))]
     if isinstance(command, click.Group):
         for word in command.list_commands(context):
             below = command.get_command(context, word)
             assert below is not None
-            found += commands(below, f"{name} {word}")
+            found += commands(below, f"{name} {word}", context)
     return found
 
 
