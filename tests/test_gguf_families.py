@@ -168,7 +168,6 @@ def of_llama_cpp(path: Path) -> Array:
 
 
 @pytest.mark.table("Families", "family", "GGUF: mlx-lm and llama.cpp")
-@pytest.mark.table("Families", "family", "GGUF: mlx-lm and llama.cpp")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_numbers_of_mlx_lm_and_of_llama_cpp(family: str, kind: str, tmp_path: Path) -> None:
@@ -286,7 +285,6 @@ def test_every_tensor_is_wanted(family: str, tmp_path: Path) -> None:
     assert {f"{t.module}.{t.parameter}" for t in wanted.values()} == set(parameters)
 
 
-@pytest.mark.table("Families", "family", "GGUF packed")
 @pytest.mark.table("Families", "family", "GGUF: packed")
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -300,7 +298,6 @@ def test_packed_weights_stay_packed(family: str, kind: str, tmp_path: Path) -> N
     assert mx.allclose(model(PROMPT), plain(PROMPT), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.table("Families", "family", "GGUF dtypes")
 @pytest.mark.table("Families", "family", "GGUF: dtype")
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
