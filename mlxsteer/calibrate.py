@@ -26,10 +26,11 @@ from .capture import batches, capturing, repeat_cache, shared_prefix
 from .errors import MlxsteerError, UsageError
 from .metrics import log_softmax, token_kl
 from .neutral import Neutral
+from .patch import PatchTap
 from .plan import taps
 from .progress import Progress, silent
 from .steering import Phase, Steering
-from .taps import Tap, Taps
+from .taps import PLAIN, Taps
 from .vector import Vector
 
 __all__ = ["BUDGET", "Neutral", "calibrate"]
@@ -45,23 +46,11 @@ MEANING = {
 }
 
 
-class _Start(Tap):
-    """Puts a kept residual in the place of the computed one.
-
-    MLX is lazy: what would have computed it is never evaluated, so a pass begins behind this block.
-    """
-
-    def __init__(self, kept: mx.array) -> None:
-        self.kept = kept
-
-    def stream(self, h: mx.array) -> mx.array:
-        return self.kept
-
-
 class _Meter:
     """Mean KL per response token of a steering on one text, against the unsteered distribution.
 
-    Blocks below the first that is steered are read once, in the unsteered pass, and never again.
+    Blocks below the first that is steered are read once, in the unsteered pass, and never again:
+    their residual is patched in, and MLX never evaluates what is replaced.
     """
 
     def __init__(self, model: nn.Module, text: Neutral, vector: Vector) -> None:
@@ -97,7 +86,9 @@ class _Meter:
                 wanted, table = capturing([self.first - 1], ["resid_post"], inner=wanted)
                 kept = table[self.first - 1]
             elif start is not None:
-                wanted = Taps({**wanted.table, (self.first - 1, "mlp"): _Start(start)})
+                wanted = Taps(
+                    {**wanted.table, (self.first - 1, "mlp"): PatchTap(PLAIN, None, start)}
+                )
             is_prefix = bool(self.prefix) and each is self.passes[0]
             if is_prefix:
                 cache = self.model.make_cache()

@@ -142,7 +142,8 @@ def _edits(slot: Slot, site: str, layer: int) -> tuple[edits.Edit, ...]:
         total = np.zeros((len(slot), 1, width), np.float32)
         for i, row in enumerate(additions):
             for a in row:
-                total[i, 0] += a.strength * a.vector.rows()[layer]
+                k = a.vector.layers.index(layer)
+                total[i, 0] += a.strength * (a.vector.directions[k] * a.vector.scales[k])
         found.append(edits.add(mx.array(total if len(slot) > 1 else total[0, 0])))
     if any(linear):
         found.append(_reading([_orthonormal(row, layer) for row in linear], width, relu=False))
