@@ -9,9 +9,10 @@ same prompts one at a time (also without logits), interleaved in the same run on
 import dataclasses
 import time
 
-from interleaved import arguments, interleaved, save
+from common import arguments, save
 
 import mlxsteer
+from mlxsteer.bench.measure import Block, interleaved
 from mlxsteer.capture import capture
 from mlxsteer.library import concept, concepts
 from mlxsteer.prompts import render
@@ -21,7 +22,7 @@ TOKENS = 30  # of the user's text
 
 
 def main() -> None:
-    options = arguments(__doc__, rounds=3)
+    options = arguments(__doc__)
     model, tokenizer = mlxsteer.load(options.model)
     texts = [text for c in concepts() if c.recipe for text in c.recipe.prompts]
     short = [t for t in texts if len(tokenizer.encode(t)) <= TOKENS][:PAIRS]
@@ -50,10 +51,10 @@ def main() -> None:
             for prompt in side:
                 capture(model, [prompt])
 
-    r = interleaved(batched, one_at_a_time, options.rounds)
+    r = interleaved(Block(batched), Block(one_at_a_time), options.patience)
     print(
         f"12 pairs: one at a time takes {r.ratio:.2f} times as long "
-        f"[{r.low:.2f}, {r.high:.2f}] ({r.b:.2f} s against {r.a:.2f} s)"
+        f"[{r.low:.2f}, {r.high:.2f}] ({r.base_seconds:.2f} s against {r.seconds:.2f} s)"
     )
     whole = {"pairs": len(short), "tokens": tokens, "seconds": seconds, "tokens_per_second": speed}
     save(options.json, model, {"capture": whole, "one at a time / batched": r})

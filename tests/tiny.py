@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from mlxsteer.arch import get_classes
+from mlxsteer.bench.measure import nodes as nodes
 from mlxsteer.vector import ModelRef, Vector
 
 DTYPES = ("float32", "bfloat16", "4bit")
@@ -154,16 +155,6 @@ def vector(
     """Return a random vector for the tiny model; `scale` is the norm of every row."""
     rows = {layer: scale * direction(seed + 100 * layer) for layer in layers}
     return Vector.from_rows(fields.pop("name", f"v{seed}"), rows, model=ref(), **fields)
-
-
-def nodes(*outputs: mx.array) -> int:
-    """Count the operations of an unevaluated graph."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.dot"
-        mx.export_to_dot(str(path), *outputs)
-        return path.read_text().count("shape=rectangle")
 
 
 def read_json(path: Path) -> Any:

@@ -22,6 +22,7 @@ from .options import Group, say
 __all__ = ["cli", "main"]
 
 COMMANDS = {  # name -> one line of help; each is `command` in the module of its name
+    "bench": "Measure what steering costs on this machine.",
     "calibrate": "Fix the scale of a vector: strength 1 costs one nat.",
     "demo": "See one answer written unsteered and steered both ways.",
     "extract": "Find the direction of a concept in a model.",
