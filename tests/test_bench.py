@@ -21,7 +21,15 @@ from mlxsteer.bench import measure, peers, suite, works
 from mlxsteer.bench.cases import CASES, captured, cases, plain, steered, vectors
 from mlxsteer.bench.machine import machine, short_name
 from mlxsteer.bench.measure import Block, Patience, host_seconds, interleaved, nodes
-from mlxsteer.bench.pages import HEAD, cells, compare_page, page, plot_contexts, plot_overhead
+from mlxsteer.bench.pages import (
+    HEAD,
+    cells,
+    compare_page,
+    file_name,
+    page,
+    plot_contexts,
+    plot_overhead,
+)
 from mlxsteer.bench.results import Results, Row, read_results
 from mlxsteer.bench.suite import Plan, run
 from mlxsteer.bench.works import Decoder, Work, read
@@ -444,6 +452,15 @@ def test_the_command(cli: Callable[..., Ran], tmp_path: Path) -> None:
     shown = cli("show", "r.json")
     assert shown.out == ran.out[:-1]
     assert "yes" not in "".join(cli("compare", "r.json", "r.json").out)
+
+
+def test_a_folder_names_the_file(cli: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    ran = cli("--case", "add-1", "--context", 9, "--batch", 1, "--seconds", 0.02, "--json", "kept")
+    assert ran.code == 0, ran.err
+    (file,) = (tmp_path / "kept").iterdir()
+    assert file.name == file_name(read_results(file))
+    assert file.name.endswith("-tiny.json")
 
 
 def test_an_interrupted_run_keeps_what_is_done(

@@ -47,7 +47,12 @@ def _outputs(function: Any) -> Any:
 @click.option(
     "--seconds", type=click.FloatRange(0, min_open=True), help="The most for a comparison.  [60]"
 )
-@click.option("--json", "json_", type=click.Path(path_type=Path), help="Write the result here.")
+@click.option(
+    "--json",
+    "json_",
+    type=click.Path(path_type=Path),
+    help="Write the result here; a folder names it.",
+)
 @_outputs
 @click.pass_context
 def command(
@@ -74,10 +79,11 @@ def command(
     if ctx.invoked_subcommand is not None:
         return
     for path, suffix in ((json_, ".json"), (markdown, ".md")):
-        if path is not None:
+        if path is not None and not (path is json_ and path.is_dir()):
             check_output(path, suffix)
     from ..bench.cases import cases
     from ..bench.measure import Patience
+    from ..bench.pages import file_name
     from ..bench.suite import Plan, run
     from ..progress import bars
     from .sources import load_model
@@ -88,7 +94,7 @@ def command(
         contexts=context or ((128,) if quick else (128, 1024, 4096)),
         batches=batch or ((1,) if quick else (1, 4, 8, 16)),
         prefill=not quick,
-        peers=not quick,
+        peers=not (quick or names),
         patience=Patience(seconds=seconds or (5 if quick else 60)),
     )
     kept: list[Any] = []
@@ -96,7 +102,7 @@ def command(
     def keep(results: Any) -> None:
         kept[:] = [results]
         if json_ is not None:
-            results.save(json_)
+            results.save(json_ / file_name(results) if json_.is_dir() else json_)
 
     try:
         with bars() as progress:
