@@ -15,7 +15,7 @@ from mlx_lm.generate import BatchGenerator, GenerationResponse
 from mlx_lm.generate import stream_generate as mlx_stream_generate
 from mlx_lm.sample_utils import make_sampler
 
-from .errors import UsageError
+from .errors import MlxsteerError, UsageError
 from .progress import Progress, silent
 from .prompts import Message, check_length, render
 from .runtime import Live, Steered
@@ -35,6 +35,7 @@ __all__ = [
 Prompt = str | Sequence[int] | Sequence[Message]
 
 BATCH = 32  # rows written at once
+EXPONENTS = {mx.float32: 0x7F800000, mx.bfloat16: 0x7F80, mx.float16: 0x7C00}
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,15 @@ def stream_generate(
             ...).
 
     Raises:
-        UsageError: an empty prompt, `max_tokens` below 1.
-        MlxsteerError: a vector that does not belong to the model.
+        UsageError: an empty prompt, `max_tokens` below 1, a strength that gives no numbers.
+        MlxsteerError: a vector that does not belong to the model, a model that gives no numbers.
     """
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
     tokens = encode(model, tokenizer, prompt, raw=raw, system=system)
     steered = Steered(model)
     cache = steered.make_cache(steering, len(tokens), think_end(tokenizer))
-    yield from mlx_stream_generate(
+    for written in mlx_stream_generate(
         steered,
         tokenizer,
         tokens,
@@ -149,7 +150,26 @@ def stream_generate(
         sampler=sampling.sampler(),
         prompt_cache=cache,
         **options,
-    )
+    ):
+        _check_number(written.token, written.logprobs, steering)
+        yield written
+
+
+def _check_number(token: int, logprobs: mx.array, steering: Steering | Live | None) -> None:
+    """Refuse a token that was chosen from NaN or infinities.
+
+    What was chosen has a finite log-probability, or the logits had none. Its bytes are on the host
+    by now; an operation on them would wait for the step that is in flight.
+    """
+    exponent = EXPONENTS[logprobs.dtype]
+    bits = int.from_bytes(memoryview(logprobs)[token : token + 1].tobytes(), "little")
+    if bits & exponent != exponent:
+        return
+    asked = steering.steering if isinstance(steering, Live) else steering
+    if asked is None or not asked.active:
+        raise MlxsteerError("the model computes NaN: its files are damaged, or try another dtype")
+    named = ", ".join(f"{t.vector.name}={t.strength:g}" for t in asked.active)
+    raise UsageError(f"{named} makes the model compute NaN: use less strength")
 
 
 def generate(model: nn.Module, tokenizer: Any, prompt: Prompt, **options: Any) -> str:
@@ -174,6 +194,9 @@ def generate_batch(
 
     Args:
         steering: one for all rows, or one per row.
+
+    Raises:
+        UsageError, MlxsteerError: as in `stream_generate`.
     """
     answers = _answers(
         model, tokenizer, prompts, steering, max_tokens=max_tokens, sampling=sampling, raw=raw
@@ -237,6 +260,7 @@ def _answers(
         order = {uid: i for i, uid in enumerate(generator.insert(rows, caches=caches))}
         while answers := generator.next_generated():
             for answer in answers:
+                _check_number(answer.token, answer.logprobs, each[order[answer.uid]])
                 reason = answer.finish_reason
                 yield (
                     order[answer.uid],

@@ -183,3 +183,32 @@ def test_response_steering_of_a_forward_pass() -> None:
     )
     assert mx.array_equal(late[:2], plain[:2])
     assert not mx.array_equal(late[2], plain[2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("weight", [mx.nan, mx.inf])
+def test_a_model_that_gives_no_numbers_is_refused(dtype: str, weight: float) -> None:
+    model, words = tiny(dtype), tokenizer()
+    assert len(generate(model, words, "why", max_tokens=4)) > 0
+    model.model.norm.weight[5] = weight
+    with pytest.raises(MlxsteerError, match="its files are damaged"):
+        generate(model, words, "why", max_tokens=4)
+    with pytest.raises(MlxsteerError, match="its files are damaged"):
+        list(generate_batch(model, words, ["why", "how"], max_tokens=4))
+
+
+def test_a_strength_that_gives_no_numbers_is_named() -> None:
+    model, words = tiny("float16"), tokenizer()
+    far = Steering((vector(name="far"), 1e6))
+    with pytest.raises(UsageError, match="far=1e\\+06 makes the model compute NaN: use less"):
+        generate(model, words, "why", max_tokens=4, steering=far)
+    many = generate_batch(model, words, ["why", "how"], max_tokens=4, steering=[None, far])
+    with pytest.raises(UsageError, match="far=1e"):
+        list(many)
+    live, written = Live(), 0
+    with pytest.raises(UsageError, match="far=1e"):
+        for _ in stream_generate(model, words, "why", max_tokens=16, steering=live):
+            written += 1
+            if written == 4:
+                live.steering = far
+    assert written == 5  # one was in flight

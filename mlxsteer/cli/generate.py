@@ -3,7 +3,6 @@
 import json
 import secrets
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +182,11 @@ def _many(
 def _stream(
     model: Any, tokenizer: Any, prompt: list[int], steering: Any, options: dict[str, Any]
 ) -> None:
+    from ..generate import stream_generate
+
     last = None
     try:
-        for last in _written(model, tokenizer, prompt, steering, options):
+        for last in stream_generate(model, tokenizer, prompt, steering=steering, **options):
             click.echo(last.text, nl=False)
     finally:
         if last is not None:
@@ -201,6 +202,7 @@ def _compare(
     title: str,
     options: dict[str, Any],
 ) -> None:
+    from ..generate import stream_generate
     from ..steering import Steering
     from .columns import columns
 
@@ -208,32 +210,12 @@ def _compare(
     try:
         with columns(["unsteered", title]) as show:
             for i, each in enumerate((Steering(), steering)):
-                for last in _written(model, tokenizer, prompt, each, options):
+                for last in stream_generate(model, tokenizer, prompt, steering=each, **options):
                     show(i, last.text)
                     lasts["steered" if i else "unsteered"] = last
     finally:
         for name, last in lasts.items():
             say(f"{name}: {speed(last)}")
-
-
-def _written(
-    model: Any, tokenizer: Any, prompt: list[int], steering: Any, options: dict[str, Any]
-) -> Iterator[Any]:
-    """Yield the tokens of an answer; refuse one that begins with numbers that are none."""
-    import mlx.core as mx
-
-    from ..errors import MlxsteerError, UsageError
-    from ..generate import stream_generate
-
-    for i, written in enumerate(
-        stream_generate(model, tokenizer, prompt, steering=steering, **options)
-    ):
-        if i == 0 and mx.isnan(written.logprobs).any():
-            if steering.active:
-                asked = ", ".join(f"{t.vector.name}={t.strength:g}" for t in steering.active)
-                raise UsageError(f"{asked} makes the model compute NaN: use less strength")
-            raise MlxsteerError("the model computes NaN: its files are damaged, or try --dtype")
-        yield written
 
 
 def speed(last: Any) -> str:
