@@ -293,6 +293,27 @@ def test_how_strength_goes_along(cli: Cli) -> None:
     assert written(cli, *STRONG, "--phase", "response", "--keep-norm") != steered
 
 
+def test_thinking_is_shown_and_an_answer_waits_for_its_end(
+    cli: Cli, place: Path, tmp_path: Path
+) -> None:
+    hot = ("--temp", 2, "--seed", 1)
+    words = written(cli, *hot).split()
+    opened, closed = [word for word in dict.fromkeys(words) if re.fullmatch(r"w\d+", word)][1:3]
+    marks = {opened: "<think>", closed: "</think>"}
+    folder = shutil.copytree(place / "tiny", tmp_path / "thinker")
+    renamed = (folder / "tokenizer.json").read_text()
+    for word, mark in marks.items():
+        renamed = renamed.replace(f'"{word}"', f'"{mark}"')
+    (folder / "tokenizer.json").write_text(renamed)
+    plain = [marks.get(word, word) for word in words]
+    end = plain.index("</think>") + 1
+    assert written(cli, "-m", folder, *hot).split() == plain
+    steered = written(cli, "-m", folder, *hot, *STRONG, "--phase", "answer").split()
+    assert steered[:end] == plain[:end]
+    assert steered[end:] != plain[end:]
+    assert written(cli, "-m", folder, *hot, *STRONG).split()[:end] != plain[:end]
+
+
 def test_many_prompts(cli: Cli, place: Path, tmp_path: Path) -> None:
     (tmp_path / "asked.txt").write_text(f"{PROMPT}\n\nwhy is the sky blue\n")
     lines = [{"prompt": PROMPT}, {"messages": [{"role": "user", "content": "why is the sky blue"}]}]

@@ -205,10 +205,11 @@ def test_a_strength_that_gives_no_numbers_is_named() -> None:
     many = generate_batch(model, words, ["why", "how"], max_tokens=4, steering=[None, far])
     with pytest.raises(UsageError, match="far=1e"):
         list(many)
-    live, written = Live(), 0
+    live = Live()
+    stream = stream_generate(model, words, "why", max_tokens=16, steering=live)
+    written = [next(stream).token for _ in range(4)]
+    live.steering = far
+    written.append(next(stream).token)  # the one in flight
     with pytest.raises(UsageError, match="far=1e"):
-        for _ in stream_generate(model, words, "why", max_tokens=16, steering=live):
-            written += 1
-            if written == 4:
-                live.steering = far
-    assert written == 5  # one was in flight
+        next(stream)
+    assert written == [r.token for r in stream_generate(model, words, "why", max_tokens=5)]
