@@ -7,6 +7,7 @@ checks the config before the weights are fetched.
 
 import errno
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hub
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from .errors import MlxsteerError
 from .progress import Progress, silent
@@ -24,6 +26,7 @@ __all__ = ["check_sha256", "download_file", "download_model"]
 
 NEEDED = ["*.jinja", "*.json", "*.txt", "model*.safetensors", "tokenizer.model"]
 NESTED = ["*/*"]  # onnx/, original/ and the like
+STAGE = "downloading MB"
 
 Check = Callable[[dict[str, Any], int], None]
 
@@ -49,21 +52,63 @@ def download_model(
         except hub.LocalEntryNotFoundError:
             pass
         files = _needed_files(repo, commit)
-        progress("downloading", 0, len(files))
-        path = hf_hub_download(repo, "config.json", revision=commit)
+        told = _Megabytes(progress, sum(files.values()))
+        path = hf_hub_download(repo, "config.json", revision=commit, tqdm_class=_bar(None))
         weights = sum(size for name, size in files.items() if name.endswith(".safetensors"))
         check(_json_object(path, repo), weights)
         folder = snapshot_download(
-            repo, revision=commit, allow_patterns=NEEDED, ignore_patterns=NESTED
+            repo,
+            revision=commit,
+            allow_patterns=NEEDED,
+            ignore_patterns=NESTED,
+            tqdm_class=_bar(told),
         )
-        progress("downloading", len(files), len(files))
+        told.end()
         return Path(folder), commit
 
 
-def download_file(repo: str, file: str, revision: str | None) -> Path:
+def download_file(repo: str, file: str, revision: str | None, progress: Progress = silent) -> Path:
     """One file of a repository."""
     with _one_line(repo, revision):
-        return Path(hf_hub_download(repo, file, revision=revision))
+        bar = _bar(_Megabytes(progress))
+        return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=bar))
+
+
+class _Megabytes:
+    """Tells a `Progress` of bytes in MB, only ever forwards; `total` 0 is learnt from the bars."""
+
+    def __init__(self, progress: Progress, total: int = 0) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = -1
+        if total:
+            self(0, total)
+
+    def __call__(self, done: int, total: int) -> None:
+        total = self.total or total
+        if self.done < done <= total:
+            self.done = done
+            self.progress(STAGE, -(-done // 10**6), -(-total // 10**6))
+
+    def end(self) -> None:
+        self(self.total, self.total)
+
+
+def _bar(told: _Megabytes | None) -> type[tqdm]:
+    """Return the class of a bar that tells of its bytes instead of drawing itself."""
+
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread to redraw what is not drawn
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options |= {"disable": told is None, "file": io.StringIO()}
+            super().__init__(*args, **options)
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            if told is not None and self.unit == "B" and self.total:
+                told(int(self.n), int(self.total))
+
+    return Bar
 
 
 def check_sha256(path: Path, expected: str, way_out: str) -> None:

@@ -162,7 +162,8 @@ def _check_number(token: int, logprobs: mx.array, steering: Steering | Live | No
     by now; an operation on them would wait for the step that is in flight.
     """
     exponent = EXPONENTS[logprobs.dtype]
-    bits = int.from_bytes(memoryview(logprobs)[token : token + 1].tobytes(), "little")
+    host = memoryview(logprobs)  # type: ignore[arg-type]
+    bits = int.from_bytes(host[token : token + 1].tobytes(), "little")
     if bits & exponent != exponent:
         return
     asked = steering.steering if isinstance(steering, Live) else steering

@@ -119,7 +119,7 @@ def _load_known(
         check_sha256(path, known.package.sha256 or source.sha256, again)
     else:
         require_memory(int(known.memory_gb * 1e9), known.name)
-        path = download_file(source.repo, source.file, revision)
+        path = download_file(source.repo, source.file, revision, progress)
         check_sha256(path, source.sha256, "delete it and try again, or give its path to use it")
     return _load_gguf(path, source.repo, options, progress)
 

@@ -23,6 +23,7 @@ from tiny_hub import Hub, Repo, serving
 
 from mlxsteer import download, loading
 from mlxsteer.arch import FAMILIES
+from mlxsteer.download import download_file, download_model
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.gguf import read_header
 from mlxsteer.library import HubFile, KnownModel, PackageFile, known_models
@@ -341,8 +342,38 @@ def test_only_the_needed_files_of_one_commit(hub: Hub, tmp_path: Path) -> None:
         "some/Tiny-4bit", repo.sha, "llama", 4, 64, "4bit-g64", "float32"
     )
     assert tokenizer.chat_template == "{{ messages }}"
-    assert said[0] == ("downloading", 0, len(wanted))
-    assert ("downloading", len(wanted), len(wanted)) in said
+    assert ("downloading MB", 0, 1) in said
+    assert ("downloading MB", 1, 1) in said
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_one_kind_of_bar(
+    one_file: bool,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)  # huggingface_hub would draw its own
+    big = {"model.safetensors": bytes(3_500_000), "config.json": b"{}"}
+    hub.repos["some/big"] = Repo(big)
+    said: list[tuple[str, int, int]] = []
+
+    def progress(*step: Any) -> None:
+        said.append(step)
+
+    if one_file:
+        download_file("some/big", "model.safetensors", "main", progress)
+    else:
+        download_model("some/big", None, lambda config, size: None, progress)
+    assert {(stage, total) for stage, _, total in said} == {("downloading MB", 4)}
+    done = [megabytes for _, megabytes, _ in said]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 4)
+    assert capfd.readouterr() == ("", "")
+    again: list[Any] = []
+    download_file("some/big", "model.safetensors", "main", lambda *step: again.append(step))
+    assert again == []  # it is in the cache
 
 
 @pytest.mark.parametrize("how", ["offline", "unreachable"])
