@@ -5,6 +5,7 @@ nothing more, and selects nothing. This module knows nothing of templates, of ho
 found or of the terminal.
 """
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +14,20 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
+from .calibrate import BUDGET
 from .calibrate import calibrate as calibrated
 from .capture import capture, check_places
 from .errors import MlxsteerError, UsageError
-from .library import Concept, concept
+from .library import Concept, concept, neutral_prompts
 from .methods import check_method, find_rows
 from .metrics import auroc, cohens_d
-from .neutral import Neutral
+from .neutral import ANSWER_TOKENS, MIN_TOKENS, Neutral
 from .progress import Progress, silent
 from .prompts import Pair, pairs_sha256, read_pairs, template_record
 from .reading import RESPONSE_TOKENS, Read, describe, parse_read, read_sides
 from .vector import OPS, ModelRef, Vector
 
-__all__ = ["default_layers", "extract"]
+__all__ = ["default_layers", "defaults", "extract"]
 
 log = logging.getLogger("mlxsteer")
 
@@ -141,6 +143,19 @@ def extract(
     if not calibrate:
         return vector
     return calibrated(model, tokenizer, vector, neutral=neutral, progress=progress)
+
+
+_OPTIONS = {name: p.default for name, p in inspect.signature(extract).parameters.items()}
+
+
+def defaults(n_layers: int) -> dict[str, Any]:
+    """Return what decides, besides data and model, what `extract` makes when nothing else is asked
+    for, as plain JSON: where it changes, a vector that was kept is of another kind.
+    """
+    taken = {k: v for k, v in _OPTIONS.items() if v is not inspect.Parameter.empty}
+    taken.pop("progress")
+    unit = [BUDGET, MIN_TOKENS, ANSWER_TOKENS, *neutral_prompts()]
+    return {**taken, "layers": default_layers(n_layers), "unit": unit}
 
 
 def _read(source: Source) -> tuple[list[Pair], dict[str, str]]:

@@ -46,9 +46,10 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import MlxsteerError, UsageError
 from .prompts import (
@@ -233,10 +234,12 @@ def neutral_prompts() -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def cached_vector_path(concept: Concept, model: ModelRef) -> Path:
-    """Where the cache keeps a concept's vector for a model; new pairs or another model move it."""
-    key = json.dumps([pairs_sha256(concept.pairs()), asdict(model)], sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+def cached_vector_path(concept: Concept, model: ModelRef, how: Mapping[str, Any]) -> Path:
+    """Where the cache keeps a concept's vector for a model: other pairs, another model, or another
+    way to extract (`how`, plain JSON) move it.
+    """
+    parts = [pairs_sha256(concept.pairs()), asdict(model), dict(how)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     where = re.sub(r"[^A-Za-z0-9._-]+", "-", model.repo.rpartition("/")[2] or model.model_type)
     return home() / "vectors" / f"{concept.name}.{where[:64].strip('-.')}.{digest}.safetensors"
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tiny import LAYERS, WIDTH, tiny, tokenizer
 
 from mlxsteer.capture import capture, capturing
 from mlxsteer.errors import MlxsteerError, UsageError
-from mlxsteer.extract import default_layers, extract
+from mlxsteer.extract import default_layers, defaults, extract
 from mlxsteer.generate import generate_batch
 from mlxsteer.library import concept
 from mlxsteer.methods import METHODS, find_rows
@@ -299,3 +300,21 @@ def test_data_that_cannot_work_is_refused() -> None:
     with pytest.raises(MlxsteerError, match="the same to the model"):
         extract(*usual(), alike, calibrate=False)
     assert extract(*usual(), same, calibrate=False).n_pairs == 2
+
+
+def test_the_defaults_are_what_is_done_when_nothing_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = defaults(LAYERS)
+    assert json.loads(json.dumps(told)) == {**told, "layers": list(told["layers"])}
+    words = {"method", "site", "layers", "read", "op", "remove_negative_mean", "unit"}
+    assert words <= told.keys()
+    v = extract(*usual(), PAIRS, calibrate=False)
+    asked = {key: told[key] for key in words - {"unit"}}
+    assert extract(*usual(), PAIRS, **asked, calibrate=False) == v
+    assert (v.layers, v.site, v.op, v.method) == tuple(
+        told[key] for key in ("layers", "site", "op", "method")
+    )
+    assert defaults(30)["layers"] != told["layers"]
+    monkeypatch.setattr(sys.modules["mlxsteer.extract"], "BUDGET", 2.0)
+    assert defaults(LAYERS) != told

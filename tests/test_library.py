@@ -29,6 +29,7 @@ from mlxsteer.model_ref import ModelRef
 from mlxsteer.prompts import SPLITS, Pair, messages
 
 ROOT = Path(__file__).parents[1]
+HOW = {"method": "mean_diff", "layers": [1, 2]}
 
 # Folders and the cache
 
@@ -296,20 +297,21 @@ def test_vectors_are_found_by_model(tmp_path: Path) -> None:
 
 def test_the_cache_keeps_one_vector_per_concept_and_model(tmp_path: Path) -> None:
     found = read_concept(concept_folder(tmp_path))
-    path = cached_vector_path(found, REF)
+    path = cached_vector_path(found, REF, HOW)
     assert path.parent == home() / "vectors"
     assert re.fullmatch(r"tiny\.Tiny-GGUF\.[0-9a-f]{12}\.safetensors", path.name)
-    assert path == cached_vector_path(found, replace(REF))
+    assert path == cached_vector_path(found, replace(REF), HOW)
     assert not path.parent.exists()
     (tmp_path / "prompts.jsonl").write_text(PROMPTS.replace("One", "Four"))
     others = {
         path,
-        cached_vector_path(read_concept(tmp_path), REF),
-        cached_vector_path(found, replace(REF, revision="sha256:0")),
-        cached_vector_path(found, replace(REF, quantization="none")),
-        cached_vector_path(found, replace(REF, repo="")),
+        cached_vector_path(read_concept(tmp_path), REF, HOW),
+        cached_vector_path(found, REF, {**HOW, "method": "pca"}),
+        cached_vector_path(found, replace(REF, revision="sha256:0"), HOW),
+        cached_vector_path(found, replace(REF, quantization="none"), HOW),
+        cached_vector_path(found, replace(REF, repo=""), HOW),
     }
-    assert len(others) == 5
+    assert len(others) == 6
 
 
 # What is shipped

@@ -119,14 +119,14 @@ def _vector_for(
     found: Concept, model: Any, tokenizer: Any, model_name: str, progress: Progress
 ) -> Vector:
     """Return the vector of a concept for this model: shipped, cached, or extracted now."""
-    from ..extract import extract
+    from ..extract import defaults, extract
 
     shipped = found.vector_path(model_name)
     if shipped is not None:
         vector = read_vector(shipped)
         if vector.model is not None and vector.model.repo == model.source.repo:
             return vector
-    cached = cached_vector_path(found, model.source)
+    cached = cached_vector_path(found, model.source, defaults(len(model.layers)))
     if cached.is_file():
         try:
             return read_vector(cached)
