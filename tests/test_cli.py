@@ -535,8 +535,44 @@ def test_ds4_there_and_back(cli: Cli, place: Path, made: Path) -> None:
     back = read_vector(made)
     assert (back.op, back.site, back.layers) == ("project", "mlp_out", (1, 2))
     assert np.allclose(back.directions, list(unit.values()), atol=1e-6)
-    for path in (directions, middle):
+    away = ("vectors", "convert", made, place / "again.f32")
+    refused(cli(*away), 2, "how many layers", "n_layers")
+    assert cli(*away, "--n-layers", 4).code == 0
+    assert (place / "again.f32").read_bytes() == middle.read_bytes()
+    for path in (directions, middle, place / "again.f32"):
         path.unlink()
+
+
+def test_features_of_an_sae(cli: Cli, place: Path, made: Path) -> None:
+    """What they do is tested with the reader; here, that the words of the command arrive."""
+    sae = place / "sae"
+    sae.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {"W_dec": rng.normal(size=(5, 64)), "W_enc": rng.normal(size=(64, 5))}
+    arrays |= {"b_enc": np.zeros(5), "b_dec": np.zeros(64)}
+    weights = {name: mx.array(a.astype(np.float32)) for name, a in arrays.items()}
+    mx.save_safetensors(str(sae / "sae.safetensors"), weights)
+    (sae / "cfg.json").write_text(json.dumps({"hook_name": "blocks.2.hook_resid_post"}))
+    convert = ("vectors", "convert", sae / "sae.safetensors")
+    for op, target in (("add", None), ("project", None), ("clamp", 8.0), ("cap", 0.5)):
+        words = ("--op", op, *(() if target is None else ("--target", target)))
+        assert cli(*convert, made, "--feature", 3, *words).code == 0
+        found = read_vector(made)
+        assert found == load_vector(sae / "sae.safetensors", feature=3, op=op, target=target)
+        assert (found.op, found.layers) == (op, (2,))
+    refused(cli(*convert, "x.gguf", "--feature", 3, *words), 2, "--model-hint")
+    to_gguf = (*convert, "x.gguf", "--feature", 3, "--model-hint", "llama")
+    refused(cli(*to_gguf, *words), 1, "op cap cannot be written")
+    refused(cli(*convert, "x.f32", "--feature", 3, "--op", "project"), 1, "mlp_out")
+    refused(cli(*convert, made, "--feature", 3, "--op", "clamp"), 2, "clamp needs a target")
+    refused(cli(*convert, made, "--feature", 3, "--target", 2), 2, "add takes no target")
+    refused(cli(*convert, made, "--feature", 3, "--op", "cap", "--target", "nan"), 2, "nan")
+    refused(cli(*convert, made, "--feature", 3, "--op", "erase"), 2, "erase", "project")
+    refused(cli(*convert, made, "--feature", 5), 2, "5", "0 to 4")
+    refused(cli(*convert, made), 1, "sparse autoencoder", "features")
+    refused(cli("vectors", "convert", "strong.safetensors", made, "--op", "cap"), 2, "op 'cap'")
+    refused(cli(*convert, made, "--feature", 3, "--model-hint", "x"), 2, "--model-hint x")
+    shutil.rmtree(sae)
 
 
 # Bad input

@@ -299,6 +299,10 @@ def test_features_and_layers_are_for_autoencoders(tmp_path: Path) -> None:
     for path in (tmp_path / "joy.gguf", GOLDEN):
         with pytest.raises(UsageError, match="layer 3 is for a feature of an SAE: leave it out"):
             load_vector(path, layer=3)
+        with pytest.raises(UsageError, match="op 'cap' is for a feature of an SAE"):
+            load_vector(path, op="cap", target=1.0)
+        with pytest.raises(UsageError, match=r"target 1\.0 is for a feature of an SAE"):
+            load_vector(path, target=1.0)
         with pytest.raises(MlxsteerError, match=r"it is no SAE|it is a GGUF file"):
             load_vector(path, feature=3)
 

@@ -253,7 +253,9 @@ def test_what_ds4_cannot_do_is_named(tmp_path: Path, fields: dict[str, Any], wor
 
 def test_what_is_missing_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "verbosity.f32"
-    with pytest.raises(UsageError, match="'verbosity' has no model: give n_layers"):
+    with pytest.raises(
+        UsageError, match="'verbosity' does not say how many layers its model has: give n"
+    ):
         write_ds4(vector(model=None), path)
     for count in (3, 0, 4.0, 2000):
         with pytest.raises(

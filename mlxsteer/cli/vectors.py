@@ -135,10 +135,22 @@ def diff(a: str, b: str, json_: bool) -> None:
 
 @command.command("convert", short_help="Convert between vector files.")
 @click.argument("source")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("output", metavar="TARGET", type=click.Path(path_type=Path))
 @click.option("--width", type=int, metavar="D", help="Of the model, for a ds4 .f32 file.")
 @click.option("--feature", type=int, metavar="N", help="Which feature of an SAE file.")
 @click.option("--layer", type=int, metavar="N", help="Where an SAE reads, if it does not say so.")
+@click.option(
+    "--op",
+    default="add",
+    show_default=True,
+    help="What a feature does: add, project (1 removes), clamp or cap (1 holds the target).",
+)
+@click.option(
+    "--target", type=float, metavar="X", help="Of clamp and cap, in the feature's own units."
+)
+@click.option(
+    "--n-layers", type=int, metavar="N", help="Of the model, for a .f32, if SOURCE does not say it."
+)
 @click.option(
     "--model-hint",
     default="",
@@ -147,10 +159,13 @@ def diff(a: str, b: str, json_: bool) -> None:
 )
 def convert(
     source: str,
-    target: Path,
+    output: Path,
     width: int | None,
     feature: int | None,
     layer: int | None,
+    op: str,
+    target: float | None,
+    n_layers: int | None,
     model_hint: str,
 ) -> None:
     """Convert SOURCE to TARGET: .safetensors (ours), .gguf (llama.cpp's control vectors) or .f32
@@ -162,19 +177,28 @@ def convert(
     Example:
       mlxsteer vectors convert pirate-smollm2-135m.safetensors pirate.gguf
       mlxsteer vectors convert sae.safetensors bridge.safetensors --feature 42
+      mlxsteer vectors convert x.npz f.safetensors --feature 4 --op cap --target 8
     """
     from ..errors import UsageError
     from ..interop import write_control_vector, write_ds4
     from .sources import read_file
 
-    check_output(target, ".safetensors", ".gguf", ".f32")
-    vector = read_file(source, hidden_size=width, feature=feature, layer=layer)
-    if target.suffix == ".safetensors":
-        vector.save(target)
-    elif target.suffix == ".f32":
-        write_ds4(vector, target)
+    check_output(output, ".safetensors", ".gguf", ".f32")
+    for flag, value, suffix in (
+        ("--n-layers", n_layers, ".f32"),
+        ("--model-hint", model_hint or None, ".gguf"),
+    ):
+        if value is not None and output.suffix != suffix:
+            raise UsageError(f"{flag} {value} is for a {suffix} only: leave it out")
+    vector = read_file(
+        source, hidden_size=width, feature=feature, layer=layer, op=op, target=target
+    )
+    if output.suffix == ".safetensors":
+        vector.save(output)
+    elif output.suffix == ".f32":
+        write_ds4(vector, output, n_layers)
     elif vector.model is None and not model_hint:
         raise UsageError(f"{source} does not say its model's type: add --model-hint, such as llama")
     else:
-        write_control_vector(vector, target, model_hint)
-    click.echo(target)
+        write_control_vector(vector, output, model_hint)
+    click.echo(output)

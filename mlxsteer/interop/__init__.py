@@ -39,17 +39,20 @@ def load_vector(
     hidden_size: int | None = None,
     feature: int | None = None,
     layer: int | None = None,
+    op: str = "add",
+    target: float | None = None,
 ) -> Vector:
     """Read a vector from any file that holds one.
 
     Args:
         path: .safetensors of mlxsteer, a .gguf control vector, ds4's .f32; with a feature, an SAE.
         hidden_size: the width `D` that it must have; an .f32 file does not say its own.
-        feature: of an SAE, added at the scale of its decoder row (`read_sae` knows more ops).
+        feature: of an SAE.
         layer: of an SAE whose file and folder do not say it.
+        op, target: what is done with the feature, as in `read_sae`; the other formats say theirs.
     """
     path = Path(path)
-    vector = _read(path, hidden_size, feature, layer)
+    vector = _read(path, hidden_size, feature, layer, op, target)
     if hidden_size is not None and vector.hidden_size != hidden_size:
         raise MlxsteerError(
             f"{path}: it has width {vector.hidden_size}, not {hidden_size}: "
@@ -58,7 +61,14 @@ def load_vector(
     return vector
 
 
-def _read(path: Path, hidden_size: int | None, feature: int | None, layer: int | None) -> Vector:
+def _read(
+    path: Path,
+    hidden_size: int | None,
+    feature: int | None,
+    layer: int | None,
+    op: str,
+    target: float | None,
+) -> Vector:
     """Choose the reader by the first bytes, and by the suffix where these say too little."""
     try:
         with path.open("rb") as file:
@@ -67,11 +77,15 @@ def _read(path: Path, hidden_size: int | None, feature: int | None, layer: int |
         raise MlxsteerError(f"{path} cannot be read: {error.strerror or error}") from error
     is_npz = head[:4] == b"PK\x03\x04" and path.suffix == ".npz"
     if feature is not None:
-        return read_sae(path, feature, layer=layer)
+        return read_sae(path, feature, layer=layer, op=op, target=target)
     if is_npz:
         raise UsageError(f"{path}: only an SAE is read from .npz: choose one of its features")
-    if layer is not None:
-        raise UsageError(f"{path}: layer {brief(layer)} is for a feature of an SAE: leave it out")
+    for what, given in (("layer", layer), ("op", op if op != "add" else None), ("target", target)):
+        if given is not None:
+            raise UsageError(
+                f"{path}: {what} {brief(given)} is for a feature of an SAE: leave it out, or give "
+                "the feature"
+            )
     if head[:4] == b"GGUF":
         return read_control_vector(path)
     if path.suffix == ".f32":

@@ -142,7 +142,9 @@ def write_ds4(vector: Vector, path: str | os.PathLike[str], n_layers: int | None
         raise MlxsteerError(f"vector {brief(vector.name)} is no file of ds4: {problem}")
     count = vector.n_layers if n_layers is None else n_layers
     if count is None:
-        raise UsageError(f"vector {brief(vector.name)} has no model: give n_layers, e.g. 43")
+        raise UsageError(
+            f"vector {brief(vector.name)} does not say how many layers its model has: give n_layers"
+        )
     if type(count) is not int or not vector.layers[-1] < count <= _MAX_LAYERS:
         raise UsageError(
             f"n_layers is {brief(count)}, vector {brief(vector.name)} has layer "
