@@ -11,7 +11,10 @@ from .errors import MlxsteerError
 from .gguf import Header
 from .gguf_configs import CONFIGS, LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
 
-__all__ = ["Family", "Tensor", "config_of", "family_of", "wanted_tensors"]
+__all__ = ["RENAMED", "Family", "Tensor", "config_of", "family_of", "wanted_tensors"]
+
+# model_type of a config.json -> general.architecture, where llama.cpp has another word for it
+RENAMED = {"gemma3_text": "gemma3", "mistral": "llama", "qwen3_moe": "qwen3moe"}
 
 # GGUF name -> (our module, the letters of its weight's shape, the slowest dimension first):
 # V vocabulary, D width, F width of an MLP, H size of a head, Q and K rows of all heads, E experts.

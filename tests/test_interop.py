@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_vector_file import GOLDEN, small_disk
 
+from mlxsteer import gguf_families
+from mlxsteer.arch import FAMILIES
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.interop import load_vector, read_control_vector, write_control_vector
 from mlxsteer.vector import ModelRef, Vector, read_vector
@@ -81,6 +83,18 @@ def test_the_hint_can_be_given(tmp_path: Path) -> None:
     write_control_vector(vector(model=None), tmp_path / "joy.gguf", model_hint="gemma3")
     fields = gguf.GGUFReader(tmp_path / "joy.gguf").fields
     assert fields["controlvector.model_hint"].contents() == "gemma3"
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_hint_is_llama_cpps_word(tmp_path: Path, model_type: str) -> None:
+    model = ModelRef("tiny/random", "0", model_type, 12, WIDTH, "none", "float32")
+    write_control_vector(vector(model=model), tmp_path / "joy.gguf")
+    hint = gguf.GGUFReader(tmp_path / "joy.gguf").fields["controlvector.model_hint"].contents()
+    assert hint in gguf.MODEL_ARCH_NAMES.values()
+    assert hint in gguf_families.FAMILIES
+    assert hint == model_type.replace("_text", "").replace("_", "").replace("mistral", "llama")
+    told = read_control_vector(tmp_path / "joy.gguf").method.removeprefix("control vector of ")
+    assert ModelRef("", "", told, 12, WIDTH, "", "").same_model(model)
 
 
 @pytest.mark.parametrize(

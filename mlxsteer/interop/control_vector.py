@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import MlxsteerError, UsageError
 from ..gguf import Header, read_header
+from ..gguf_families import RENAMED
 from ..values import Floats, brief, printable
 from ..vector import Vector
 from ..vector_file import whole_file
@@ -23,6 +24,8 @@ from ..vector_file import whole_file
 __all__ = ["read_control_vector", "write_control_vector"]
 
 _ARCHITECTURE = "controlvector"
+# the other words of llama.cpp are model types, too
+_OURS = {"qwen3moe": "qwen3_moe"}
 
 
 def read_control_vector(path: str | os.PathLike[str]) -> Vector:
@@ -43,6 +46,7 @@ def read_control_vector(path: str | os.PathLike[str]) -> Vector:
         raise MlxsteerError(f"{path}: all its {len(rows)} directions are zero; make it again")
     hint = header.metadata.get(f"{_ARCHITECTURE}.model_hint", "")
     hint = printable(str(hint)[:60]) or "an unknown model type"
+    hint = _OURS.get(hint, hint)
     name = printable(path.stem) or "import"
     try:
         vector = Vector.from_rows(
@@ -99,7 +103,8 @@ def write_control_vector(
     path = Path(path)
     if problem := _unwritable(vector):
         raise MlxsteerError(f"vector {brief(vector.name)} is no control vector: {problem}")
-    hint = model_hint or (vector.model.model_type if vector.model else "")
+    ours = vector.model.model_type if vector.model else ""
+    hint = model_hint or RENAMED.get(ours, ours)
     if not hint:
         raise UsageError(f"vector {brief(vector.name)} has no model: give model_hint, e.g. 'llama'")
     if path.suffix != ".gguf":
