@@ -486,10 +486,31 @@ def test_extract_from_pairs(cli: Cli, made: Path) -> None:
 def test_extract_for_another_operator(cli: Cli, made: Path) -> None:
     ran = cli(*EXTRACT, "--op", "project", "--read", "content", "--remove-negative-mean")
     assert ran.code == 0
-    assert "strength 1 removes and costs" in ran.err[-1]
+    assert "strength 1 removes the direction and costs" in ran.err[-1]
     found = read_vector(made)
     assert (found.op, set(found.scales)) == ("project", {1.0})
     assert written(cli, "-s", f"{made.name}=-20") != written(cli)
+
+
+@pytest.mark.parametrize(
+    ("op", "does"),
+    [
+        ("add", "adds its rows as stored"),
+        ("project", "removes the direction"),
+        ("clamp", "holds the direction at its target"),
+        ("cap", "keeps the direction below its target"),
+    ],
+)
+def test_what_strength_1_is_said_to_do(op: str, does: str, cli: Cli, made: Path) -> None:
+    ran = cli("extract", "salty", "-o", made, "--op", op, "--no-calibrate")
+    assert ran.err[-1].endswith(f"not calibrated, strength 1 {does}")
+    told = cli("vectors", "show", made).out
+    assert f"strength 1  {does}: not calibrated\n" in told
+    assert ("targets" in told) == (op in ("clamp", "cap"))
+    assert cli("generate", PROMPT, "-n", 1, "-s", made).notes[-1].endswith(f"strength 1 {does}")
+    found = read_vector(made)
+    found.replace(scales=[0.5] * len(found.layers)).save(made)
+    assert (does in cli("vectors", "show", made).out) == (op == "add")
 
 
 def test_the_file_is_named_after_concept_and_model(cli: Cli, place: Path) -> None:

@@ -11,6 +11,7 @@ from .options import (
     model_options,
     parse_layers,
     say,
+    strength_one,
     whole_number,
 )
 
@@ -150,10 +151,10 @@ def _short(model: str) -> str:
 def summary(vector: Any) -> str:
     """Return what a vector is, in one line."""
     if vector.calibration is None:
-        meaning = "uncalibrated, strength 1 adds the difference as it was found"
+        meaning = f"not calibrated, strength 1 {strength_one(vector)}"
     else:
         c = vector.calibration
-        does = {"add": "", "project": "removes and "}.get(vector.op, "holds the target and ")
+        does = "" if vector.op == "add" else f"{strength_one(vector)} and "
         meaning = f"strength 1 {does}costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
     first, last = vector.layers[0], vector.layers[-1]
     where = ", ".join(map(str, vector.layers))

@@ -31,6 +31,7 @@ __all__ = [
     "parse_layers",
     "parse_steer",
     "say",
+    "strength_one",
     "tokens_option",
     "whole_number",
 ]
@@ -193,6 +194,17 @@ def parse_layers(text: str | None) -> list[int] | None:
             raise UsageError(f"--layers {text!r}: no model has a layer {stop}")
         layers.update(range(start, stop + 1))
     return sorted(layers)
+
+
+def strength_one(vector: Any) -> str:
+    """Return in words what strength 1 of a vector does, calibrated or not."""
+    what = "direction" if vector.encoders is None else "feature"
+    if vector.op == "add":
+        return "adds its rows as stored"
+    if any(scale != 1 for scale in vector.scales):
+        return f"does {vector.op} as far as its scales say"
+    held = {"clamp": f"holds the {what} at its target", "cap": f"keeps the {what} below its target"}
+    return held.get(vector.op, f"removes the {what}")
 
 
 def check_prompt(text: str) -> None:

@@ -15,7 +15,7 @@ from ..errors import MlxsteerError, UsageError
 from ..library import Concept, cached_vector_path, concept, home
 from ..progress import Progress
 from ..vector import Vector, read_vector
-from .options import ModelChoice, check_output, parse_steer
+from .options import ModelChoice, check_output, parse_steer, strength_one
 
 if TYPE_CHECKING:
     from ..steering import Steering  # imports mlx, which `vectors show` can do without
@@ -110,7 +110,8 @@ def steering_of(
             found = found.restrict(layers)
         if not found.calibrated:
             why = "with --layers" if layers is not None else "(mlxsteer calibrate does that)"
-            log.info("%r is not calibrated %s: strength 1 adds its rows as stored", found.name, why)
+            does = strength_one(found)
+            log.info("%r is not calibrated %s: strength 1 %s", found.name, why, does)
         pairs.append((found, strength))
     return Steering(*pairs, **how)
 

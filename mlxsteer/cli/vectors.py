@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import Group, as_json, check_output, json_option, model_option, say
+from .options import Group, as_json, check_output, json_option, model_option, say, strength_one
 
 __all__ = ["command"]
 
@@ -86,6 +86,7 @@ def _described(vector: Any) -> dict[str, object]:
         "edit": f"{vector.op} at {vector.site}, phase {vector.phase}",
         "layers": " ".join(map(str, vector.layers)),
         "scales": " ".join(f"{s:.3g}" for s in vector.scales),
+        "targets": " ".join(f"{t:.3g}" for t in (() if vector.targets is None else vector.targets)),
         "width": vector.hidden_size,
         "model": vector.model or "",
         "method": vector.method,
@@ -97,11 +98,12 @@ def _described(vector: Any) -> dict[str, object]:
         lines["model"] = f"{vector.model}, quantization {packed}"
     if vector.n_pairs:
         lines["method"] = f"{vector.method} of {vector.n_pairs} pairs, {vector.token}"
-    lines["strength 1"] = "adds the rows as they are: not calibrated"
+    lines["strength 1"] = f"{strength_one(vector)}: not calibrated"
     if vector.calibration is not None:
         kl, tokens = (vector.calibration.get(key) for key in ("kl", "tokens"))
         nats = f"{kl:.2f}" if isinstance(kl, float) else kl
-        lines["strength 1"] = f"costs {nats} nats per token, on {tokens} neutral tokens"
+        does = "" if vector.op == "add" else f"{strength_one(vector)} and "
+        lines["strength 1"] = f"{does}costs {nats} nats per token, on {tokens} neutral tokens"
     return {key: value for key, value in lines.items() if value != ""}
 
 
