@@ -30,6 +30,9 @@ import mlx.core as mx
 __all__ = ["Edit", "Kind", "add", "apply", "join", "keep_norm", "read_and_write", "weighted"]
 
 
+_Add = Callable[[mx.array, mx.array], mx.array]
+
+
 @dataclass(frozen=True)
 class Kind:
     """Which formula.
@@ -107,14 +110,16 @@ def keep_norm(rows: mx.array) -> Edit:
     return Edit(Kind("norm"), (rows,))
 
 
-def _edited(x: mx.array, kinds: tuple[Kind, ...], arrays: Iterator[mx.array]) -> mx.array:
+def _edited(
+    x: mx.array, kinds: tuple[Kind, ...], arrays: Iterator[mx.array], plain_add: _Add = operator.add
+) -> mx.array:
     operands = [
         (kind, [next(arrays) for _ in range(_OPERANDS[kind.name] + kind.weighted)])
         for kind in kinds
     ]
     if all(kind.name == "add" for kind in kinds):
         for kind, (v, *weight) in operands:
-            x = x + (v * weight[0] if kind.weighted else v).astype(x.dtype)
+            x = plain_add(x, (v * weight[0] if kind.weighted else v).astype(x.dtype))
         return x
     before = x.astype(mx.float32)
     parts, keep = [], None
@@ -133,12 +138,18 @@ def _edited(x: mx.array, kinds: tuple[Kind, ...], arrays: Iterator[mx.array]) ->
         parts.append(part * values[-1] if kind.weighted else part)
     total = functools.reduce(operator.add, parts)
     if keep is None:
-        return (before + total).astype(x.dtype)
+        return _rounded(before + total, x.dtype, plain_add)
     old = mx.square(before).sum(-1, keepdims=True)
     new = mx.square(before + total).sum(-1, keepdims=True)
     ratio = mx.where((new > 0) & (keep > 0), mx.sqrt(old / mx.where(new > 0, new, 1)), 1)
     # not (before + total) * ratio: that sum would be a kernel of its own, read twice
-    return (before * ratio + total * ratio).astype(x.dtype)
+    return _rounded(before * ratio + total * ratio, x.dtype, plain_add)
+
+
+def _rounded(x: mx.array, dtype: mx.Dtype, plain_add: _Add) -> mx.array:
+    """Round to the stream's dtype; an add that clips does so to what is edited, too."""
+    x = x.astype(dtype)
+    return x if plain_add is operator.add else plain_add(x, mx.array(0, dtype))
 
 
 def apply(x: mx.array, edits: tuple[Edit, ...]) -> mx.array:
@@ -152,17 +163,18 @@ def _flat(edits: tuple[Edit, ...]) -> tuple[tuple[Kind, ...], Iterator[mx.array]
 
 @functools.cache
 def _compiled(
-    plain_add: Callable[[mx.array, mx.array], mx.array],
+    plain_add: _Add,
     writes: tuple[Kind, ...],
     streams: tuple[Kind, ...],
 ) -> Callable[..., mx.array]:
     def fused(h: mx.array, r: mx.array, *arrays: mx.array) -> mx.array:
         rest = iter(arrays)
         r = _edited(r, writes, rest)
-        return _edited(plain_add(h, r), streams, rest)
+        return _edited(plain_add(h, r), streams, rest, plain_add)
 
-    # a product in a shapeless graph drags broadcasts along; without it a new length is traced anew
-    shapeless = all(kind.name == "add" for kind in (*writes, *streams))
+    # products and clips drag broadcasts along if shapeless; without it a new length is traced anew
+    simple = plain_add is operator.add or not streams
+    shapeless = simple and all(kind.name == "add" for kind in (*writes, *streams))
     compiled: Callable[..., mx.array] = mx.compile(fused, shapeless=shapeless)
     return compiled
 
@@ -172,7 +184,7 @@ def join(
     r: mx.array,
     writes: tuple[Edit, ...],
     streams: tuple[Edit, ...],
-    plain_add: Callable[[mx.array, mx.array], mx.array],
+    plain_add: _Add,
 ) -> mx.array:
     """Return the edited join as one compiled call.
 
@@ -181,7 +193,7 @@ def join(
         r: the sub-layer's output, `[B, T, D]`.
         writes: edits of `r`.
         streams: edits of the sum.
-        plain_add: the family's own add.
+        plain_add: the family's own add; the stream is edited by it, too.
     """
     write_kinds, write_arrays = _flat(writes)
     stream_kinds, stream_arrays = _flat(streams)

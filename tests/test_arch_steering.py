@@ -1,7 +1,10 @@
 """Every family is steered at its joins: there, nowhere else, at no cost and in its own dtype."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from test_steering import ORDER, TOKENS, check_footprint, decode_nodes, steered_by
@@ -109,6 +112,32 @@ def test_the_clipped_join_equals_the_formula(dtype: str) -> None:
     assert mx.array_equal(joined, clipped_add(h, r + write) + stream)
     unclipped = steered_by((v, 1), (w, 1)).at(1, "mlp").join(h, r)
     assert mx.array_equal(joined, unclipped) == (dtype != "float16")
+
+
+OPERATORS: dict[str, dict[str, Any]] = {
+    "add": {},
+    "project": {"op": "project"},
+    "clamp": {"op": "clamp", "targets": [9e4]},
+    "cap": {"op": "cap", "targets": [-9e4]},
+}
+
+
+@pytest.mark.parametrize("keep_norm", [False, True])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_an_edited_stream_stays_in_the_range_of_float16(op: str, keep_norm: bool) -> None:
+    """Gemma's residual lies at the limit at times: an edit of it is clipped as its own adds are."""
+    ones = mx.ones((1, TOKENS.shape[1], 1))
+    h = (6e4 * ones * mx.array(np.sign(direction(7)))).astype(mx.float16)
+    v = vector((1,), site="resid_post", scale=1.0 if op != "add" else 2e4, **OPERATORS[op])
+    for strength in (-2.0, 2.0):
+        taps = steered_by((v, strength), keep_norm=keep_norm)
+        edited = taps.at(1, "mlp").join(h, h, clipped_add)
+        assert mx.isfinite(edited).all()
+        assert not mx.array_equal(edited, clipped_add(h, h))
+        assert not mx.isfinite(taps.at(1, "mlp").join(h, h)).all()  # without Gemma's add
+        watched, kept = capturing([1], ["resid_post"], inner=taps)
+        assert mx.array_equal(watched.at(1, "mlp").join(h, h, clipped_add), edited)
+        assert mx.array_equal(kept[1]["resid_post"], edited)
 
 
 @EACH
