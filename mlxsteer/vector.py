@@ -247,13 +247,17 @@ class Vector:
         return dataclasses.replace(self, **fields)
 
     def restrict(self, layers: Iterable[int]) -> "Vector":
-        """Return the uncalibrated vector of these layers only; it must have them all."""
+        """Return the vector of these layers only, uncalibrated if some are left out; it must have
+        them all.
+        """
         wanted = sorted(set(layers))
         if not wanted or not set(wanted) <= set(self.layers):
             raise UsageError(
                 f"vector {brief(self.name)} has no layers {brief(wanted)}: "
                 f"choose from {', '.join(map(str, self.layers)) or 'none, it is zero'}"
             )
+        if tuple(wanted) == self.layers:
+            return self
         at = [self.layers.index(n) for n in wanted]
         arrays = {key: getattr(self, key) for key in _ARRAYS}
         kept = {key: array if array is None else array[at] for key, array in arrays.items()}

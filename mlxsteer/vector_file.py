@@ -145,7 +145,10 @@ def foreign_format(head: bytes, use: str = ".safetensors or .gguf") -> str:
 def _record(metadata: object, tensors: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("mlxsteer"), str):
         if {"W_dec", "w_dec"} & tensors.keys():
-            raise MlxsteerError("it is a sparse autoencoder: choose one of its features")
+            raise MlxsteerError(
+                "it is a sparse autoencoder: choose one of its features "
+                "(mlxsteer vectors convert SAE.safetensors FILE.safetensors --feature N)"
+            )
         raise MlxsteerError(
             "it is no vector file: its metadata has no entry mlxsteer; model weights go to -m, "
             "vectors are written by mlxsteer extract"

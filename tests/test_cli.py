@@ -93,6 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "salty" / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     long = {"positive": "sea " * 300, "negative": "sky"}
     (root / "long.jsonl").write_text(json.dumps(long))
+    (root / "long.txt").write_text("sea\n" + "sea " * 300)
 
     strong = vector((1, 2), scale=20.0, name="strong").replace(model=None)
     strong.save(root / "strong.safetensors")
@@ -101,6 +102,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Vector.from_rows("deep", {7: strong.directions[0]}).save(root / "deep.safetensors")
     more = ref(n_layers=8)
     Vector.from_rows("tall", strong.rows(), model=more).save(root / "tall.safetensors")
+    (root / "headless.f32").write_bytes(strong.directions.tobytes())
     (root / "new.safetensors").write_bytes(hostile.build(hostile.record(format_version=2)))
     (root / "cut.safetensors").write_bytes((root / "strong.safetensors").read_bytes()[:-9])
     for name in ("vector_nan.safetensors", "vector_altered.safetensors"):
@@ -291,6 +293,24 @@ def test_how_strength_goes_along(cli: Cli) -> None:
     assert written(cli, *STRONG, "--phase", "response", "--schedule", "constant") == steered
     assert written(cli, *STRONG, "--phase", "response", "--schedule", "decay(1)") != steered
     assert written(cli, *STRONG, "--phase", "response", "--keep-norm") != steered
+
+
+def test_a_window_that_begins_too_late_is_told(cli: Cli) -> None:
+    late = cli("generate", PROMPT, *SHORT, *STRONG, "--phase", "18:")
+    assert late.out == written(cli)
+    assert late.notes[-1:] == [
+        "note: nothing is steered: phase 18: begins after the 18 tokens to be read"
+    ]
+    last = cli("generate", PROMPT, *SHORT, *STRONG, "--phase", "17:")
+    assert "nothing is steered" not in " ".join(last.notes)
+
+
+def test_all_layers_of_a_vector_are_the_vector(cli: Cli, place: Path, made: Path) -> None:
+    kept = read_vector(place / "strong.safetensors").replace(calibration={"kl": 1.0, "tokens": 9})
+    kept.save(made)
+    assert cli("generate", PROMPT, "-n", 1, "-s", made, "--layers", "1-2").notes == []
+    part = cli("generate", PROMPT, "-n", 1, "-s", made, "--layers", "2")
+    assert "not calibrated on some of its layers" in part.notes[-1]
 
 
 def test_thinking_is_shown_and_an_answer_waits_for_its_end(
@@ -680,6 +700,8 @@ BEFORE_LOADING = [
     (["vectors", "convert", "none.gguf", "x.safetensors"], 1, ["none.gguf", "check the path"]),
     (["vectors", "convert", "strong.safetensors", "x.npz"], 2, ["x.npz", ".gguf"]),
     (["vectors", "convert", "strong.safetensors", "x.gguf"], 2, ["--model-hint"]),
+    (["vectors", "convert", "strong.safetensors", "x.gguf", "--model-hint", "a\n"], 2, ["'a\\n'"]),
+    ([*GENERATE, "-s", "headless.f32=1"], 2, ["width", "vectors convert", "--width"]),
     (["models", "show", "smollm"], 1, ["smollm", "did you mean smollm2-135m?"]),
 ]
 
@@ -736,6 +758,7 @@ AFTER_LOADING = [
     ([*GENERATE, "-s", "strong.safetensors=1e6", "--dtype", "float16"], 2, ["1e+06", "NaN"]),
     (["generate", "sea " * 300], 1, ["303", "256"]),
     (["generate", "sea " * 300, "-s", "salty=1"], 1, ["256"]),
+    (["generate", "--prompts", "long.txt"], 1, ["long.txt, prompt 2", "256"]),
     (["extract", "--pairs", "long.jsonl"], 1, ["pair 1, positive", "256"]),
     (["extract", "salty", "--layers", "3-4"], 2, ["layer 4", "0 to 3"]),
     (["extract", "salty", "--read", 99], 2, ["99"]),

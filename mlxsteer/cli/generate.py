@@ -93,7 +93,7 @@ def command(
       mlxsteer generate "How was your day?" -s joyful=-1 -s terse=0.5 --compare
       mlxsteer generate --prompts questions.txt -s terse=1 > answers.jsonl
     """
-    from ..errors import UsageError
+    from ..errors import MlxsteerError, UsageError
     from ..progress import bars
     from ..prompt_file import read_prompt_file
     from .sources import load_model, named_vectors, steering_of
@@ -136,7 +136,13 @@ def command(
     with bars() as progress:
         loaded, tokenizer = load_model(model, progress)
         said = [text] if prompts is None else many
-        tokens = [encode(loaded, tokenizer, each, raw=raw, system=system) for each in said]
+        tokens = []
+        for number, each in enumerate(said, 1):
+            try:
+                tokens.append(encode(loaded, tokenizer, each, raw=raw, system=system))
+            except MlxsteerError as error:
+                where = f"{prompts}, prompt {number}: " if prompts is not None else ""
+                raise type(error)(f"{where}{error}") from error
         steering = steering_of(
             named,
             loaded,
@@ -149,6 +155,11 @@ def command(
             keep_norm=keep_norm,
         )
         options = {"max_tokens": max_tokens, "sampling": how}
+        read = max(map(len, tokens)) + max_tokens - 1
+        if steering.active and all(t.phase.is_window and t.phase.start >= read for t in steering):
+            say(
+                f"note: nothing is steered: phase {phase} begins after the {read} tokens to be read"
+            )
         if prompts is not None:
             _many(loaded, tokenizer, many, tokens, steering, progress, options)
             return

@@ -106,10 +106,12 @@ def steering_of(
             continue
         if isinstance(found, Concept):
             found = _vector_for(found, model, tokenizer, model_name, progress)
+        whole = found.layers
         if layers is not None:
             found = found.restrict(layers)
         if not found.calibrated:
-            why = "with --layers" if layers is not None else "(mlxsteer calibrate does that)"
+            left_out = layers is not None and found.layers != whole
+            why = "on some of its layers" if left_out else "(mlxsteer calibrate does that)"
             does = strength_one(found)
             log.info("%r is not calibrated %s: strength 1 %s", found.name, why, does)
         pairs.append((found, strength))

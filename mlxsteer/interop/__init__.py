@@ -79,7 +79,10 @@ def _read(
     if feature is not None:
         return read_sae(path, feature, layer=layer, op=op, target=target)
     if is_npz:
-        raise UsageError(f"{path}: only an SAE is read from .npz: choose one of its features")
+        raise UsageError(
+            f"{path}: only an SAE is read from .npz: choose one of its features "
+            "(mlxsteer vectors convert FILE.npz FILE.safetensors --feature N)"
+        )
     for what, given in (("layer", layer), ("op", op if op != "add" else None), ("target", target)):
         if given is not None:
             raise UsageError(

@@ -107,6 +107,8 @@ def write_control_vector(
     hint = model_hint or RENAMED.get(ours, ours)
     if not hint:
         raise UsageError(f"vector {brief(vector.name)} has no model: give model_hint, e.g. 'llama'")
+    if not hint.isprintable() or len(hint) > 60:
+        raise UsageError(f"model_hint is {brief(hint)}: use a short word, such as llama")
     if path.suffix != ".gguf":
         raise UsageError(f"{path}: name a control vector .gguf")
     import mlx.core as mx  # reading needs none, and a listing has no time for it

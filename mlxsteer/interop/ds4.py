@@ -51,7 +51,10 @@ def read_ds4(path: str | os.PathLike[str], hidden_size: int | None = None) -> Ve
     said = _description(path)
     width = said.get("width", hidden_size)
     if width is None:
-        raise UsageError(f"{path}: an .f32 file does not say its width: give that of the model")
+        raise UsageError(
+            f"{path}: an .f32 file does not say its width: give that of the model "
+            "(mlxsteer vectors convert FILE.f32 FILE.safetensors --width D)"
+        )
     if type(width) is not int or width < 1:
         raise UsageError(f"hidden_size is {brief(width)}: use the width of the model")
     if hidden_size not in (None, width):
