@@ -97,7 +97,9 @@ def read_and_write(
 
 
 def weighted(edit: Edit, weight: mx.array) -> Edit:
-    """Return the edit with a weight over tokens, `[1, T, 1]` or `[B, T, 1]`."""
+    """Return the edit with a weight over tokens, `[1 or B, T, 1]`; one that reads k directions may
+    have one for each of them, `[1 or B, T, k]`.
+    """
     return Edit(dataclasses.replace(edit.kind, weighted=True), (*edit.arrays, weight))
 
 
@@ -128,14 +130,15 @@ def _edited(
             keep = values[0]
             continue
         if kind.name == "add":
-            part = values[0]
+            part = values[0] * values[-1] if kind.weighted else values[0]
         else:
             rows, bias, base, gain, directions = values[:5]
             one = kind.name == "one"
             reading = bias + ((before * rows).sum(-1, keepdims=True) if one else before @ rows)
             write = base + gain * (mx.maximum(reading, 0) if kind.relu else reading)
+            write = write * values[-1] if kind.weighted else write
             part = write * directions if one else write @ directions
-        parts.append(part * values[-1] if kind.weighted else part)
+        parts.append(part)
     total = functools.reduce(operator.add, parts)
     if keep is None:
         return _rounded(before + total, x.dtype, plain_add)

@@ -2,9 +2,9 @@
 
 All additive edits of one place collapse into one array, so ten vectors cost what one costs, and
 rows with different vectors differ only in that array. Directions that are projected out or clamped
-at one place are orthonormalised together, in their order, or two of them would over-subtract; their
-targets are carried along, so that at strength 1 each direction holds its own. Where nothing acts
-there is no tap: the plain graph.
+on one token at one place are orthonormalised together, in their order, or two of them would
+over-subtract; their targets are carried along, so that at strength 1 each direction holds its own.
+Where nothing acts there is no tap: the plain graph.
 
 While nothing changes a decode loop asks for the same rows again and again and gets the same taps:
 arrays are made on the host when a strength changes, never in the loop.
@@ -15,6 +15,7 @@ Shapes: `B` rows, `T` tokens of the pass, `D` width. It knows nothing of models,
 import functools
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -78,62 +79,145 @@ def _build(rows: tuple[RowPass, ...], answer: mx.array | None) -> Taps:
     found: dict[tuple[int, Join], dict[bool, tuple[edits.Edit, ...]]] = {}
     for site, layer in places:
         join, stream = SITES[site]
-        made = [e for slot, weight in slots for e in _weighted(_edits(slot, site, layer), weight)]
+        made = [
+            edit
+            for slot, columns, weight in slots
+            for edit in _weighted(_edits(slot, site, layer, columns), columns, weight)
+        ]
         found.setdefault((layer, join), {})[stream] = (*made, norm) if norm else tuple(made)
     return Taps({k: EditTap(s.get(False, ()), s.get(True, ())) for k, s in found.items()})
 
 
+@dataclass(frozen=True)
+class _Group:
+    """What acts on one row and shares its weights over the tokens.
+
+    Attributes:
+        terms: without their weights, so that a schedule finds the same arrays again at every token.
+        weights: one for all, or one for each term.
+        gate: where it acts: behind the end of thinking (True), before it (False), or in both.
+    """
+
+    terms: RowPass = ()
+    weights: tuple[Weights, ...] = (None,)
+    gate: bool | None = None
+
+
+def _groups(row: RowPass, waits: bool) -> list[_Group]:
+    """Sort what acts on a row by its weights over tokens, nearly always one group.
+
+    What is orthonormalised together must be the same for a token whatever else is in its pass:
+    those that act on that very token. Where their weights differ, each set of them is a group.
+    """
+    linear = [a for a in row if _reads_itself(a.vector)]
+    apart = len({(a.weights, a.in_answer) for a in linear}) > 1
+    shared: dict[tuple[Weights, bool], list[Acting]] = {}
+    for acting in row:
+        if not (apart and _reads_itself(acting.vector)):
+            shared.setdefault((acting.weights, acting.in_answer), []).append(acting)
+    groups = [
+        _Group(_bare(terms), (weights,), True if waits and in_answer else None)
+        for (weights, in_answer), terms in shared.items()
+    ]
+    return groups + (_sets(linear, waits) if apart else [])
+
+
+def _sets(linear: list[Acting], waits: bool) -> list[_Group]:
+    """Return a group for each set of edits that act on a token together."""
+    length = max((len(a.weights) for a in linear if a.weights is not None), default=1)
+    table = [a.weights or (1.0,) * length for a in linear]
+    gates = (False, True) if waits and any(a.in_answer for a in linear) else (None,)
+    groups = []
+    for gate in gates:
+        here = [
+            tuple(
+                i
+                for i, acting in enumerate(linear)
+                if table[i][t] != 0 and not (acting.in_answer and gate is False)
+            )
+            for t in range(length)
+        ]
+        for acting_here in dict.fromkeys(filter(None, here)):
+            found: list[Weights] = [
+                tuple(w * (h == acting_here) for w, h in zip(table[i], here, strict=True))
+                for i in acting_here
+            ]
+            weights = tuple(None if w == (1.0,) * length else w for w in found)
+            weights = weights[:1] if len(set(weights)) == 1 else weights
+            groups.append(_Group(_bare([linear[i] for i in acting_here]), weights, gate))
+    return groups
+
+
+def _bare(terms: Sequence[Acting]) -> RowPass:
+    return tuple(Acting(a.vector, a.strength) for a in terms)
+
+
 def _slots(
     rows: tuple[RowPass, ...], answer: mx.array | None
-) -> list[tuple[Slot, mx.array | None]]:
-    """Sort what acts by its weights over tokens: each slot becomes one set of arrays per place.
+) -> list[tuple[Slot, int, mx.array | None]]:
+    """Return slots, each of which becomes one set of arrays per place: `(rows, k, weight)`.
 
-    Rows need not agree: the n-th slot holds the n-th distinct weights of every row, so a batch of
-    any mixture has as many slots as its most varied row has different weights, nearly always one.
+    Rows need not agree: the n-th slot holds the n-th group of every row, so a batch of any mixture
+    has as many slots as its most varied row has groups. Where edits that read have weights of their
+    own, `k` is how many; else it is 0.
     """
-    per_row: list[list[tuple[tuple[Weights, bool], RowPass]]] = []
-    for row in rows:
-        groups: dict[tuple[Weights, bool], list[Acting]] = {}
-        for acting in row:
-            groups.setdefault((acting.weights, acting.in_answer), []).append(acting)
-        per_row.append([(key, tuple(group)) for key, group in groups.items()])
-    nothing: tuple[tuple[Weights, bool], RowPass] = ((None, False), ())
-    out: list[tuple[Slot, mx.array | None]] = []
+    per_row = [_groups(row, answer is not None) for row in rows]
+    out = []
     for i in range(max(map(len, per_row))):
-        picked = [groups[i] if i < len(groups) else nothing for groups in per_row]
-        bare = tuple(
-            tuple(Acting(a.vector, a.strength) for a in group) for _, group in picked
-        )  # without weights, so that a schedule finds the same arrays again at every token
-        out.append((bare, _weight([key for key, _ in picked], answer)))
+        picked = [groups[i] if i < len(groups) else _Group() for groups in per_row]
+        own = any(len(group.weights) > 1 for group in picked)
+        columns = max(len(group.terms) for group in picked) if own else 0
+        slot = tuple(group.terms for group in picked)
+        out.append((slot, columns, _weight(picked, max(columns, 1), answer)))
     return out
 
 
-def _weight(keys: list[tuple[Weights, bool]], answer: mx.array | None) -> mx.array | None:
-    """Return the weights of one slot over the tokens, `[1, T, 1]` or `[B, T, 1]`; None is 1."""
+def _weight(groups: list[_Group], columns: int, answer: mx.array | None) -> mx.array | None:
+    """Return the weights of one slot over the tokens, `[1 or B, T, columns]`; None is 1."""
     weight: mx.array | None = None
-    length = max((len(w) for w, _ in keys if w is not None), default=0)
+    length = max((len(w) for g in groups for w in g.weights if w is not None), default=0)
     if length:
-        table = [w if w is not None else (1.0,) * length for w, _ in keys]
-        table = table[:1] if len(set(table)) == 1 else table
-        weight = mx.array(np.array(table, np.float32)[:, :, None])
-    waits = np.array([in_answer for _, in_answer in keys], np.float32)
-    if not waits.any() or answer is None:
+        table = np.ones((len(groups), length, columns), np.float32)
+        for row, group in zip(table, groups, strict=True):
+            for column in range(columns):
+                own = group.weights[min(column, len(group.weights) - 1)]
+                row[:, column] = 1.0 if own is None else own
+        weight = mx.array(table[:1] if (table == table[:1]).all() else table)
+    if answer is None or all(group.gate is None for group in groups):
         return weight
-    gate = answer if waits.all() else mx.maximum(answer, mx.array(1 - waits)[:, None, None])
+    gate = answer
+    if not all(group.gate is True for group in groups):
+        sign = np.array([{True: 1, False: -1, None: 0}[g.gate] for g in groups], np.float32)
+        gate = (
+            answer * mx.array(sign)[:, None, None]
+            + mx.array((sign < 1).astype(np.float32))[:, None, None]
+        )
     return gate if weight is None else weight * gate
 
 
-def _weighted(made: tuple[edits.Edit, ...], weight: mx.array | None) -> tuple[edits.Edit, ...]:
-    return made if weight is None else tuple(edits.weighted(e, weight) for e in made)
+def _weighted(
+    made: tuple[edits.Edit, ...], columns: int, weight: mx.array | None
+) -> tuple[edits.Edit, ...]:
+    """Give edits their weights; `columns` are those of the edits that read."""
+    if weight is None:
+        return made
+    one = weight[..., :1] if columns else weight
+    reads = ("one", "many")
+    return tuple(
+        edits.weighted(e, weight if e.kind.name in reads and not e.kind.relu else one) for e in made
+    )
 
 
 @functools.lru_cache(maxsize=4096)
-def _edits(slot: Slot, site: str, layer: int) -> tuple[edits.Edit, ...]:
-    """Return the edits of one slot at one place: at most an addition and two that read."""
+def _edits(slot: Slot, site: str, layer: int, columns: int = 0) -> tuple[edits.Edit, ...]:
+    """Return the edits of one slot at one place: at most an addition and two that read.
+
+    With `columns` every term of a row has one, at this place or not.
+    """
     here = [[a for a in row if a.vector.site == site and layer in a.vector.layers] for row in slot]
     width = next((a.vector.hidden_size for row in here for a in row), 0)
     additions = [[a for a in row if a.vector.op == "add"] for row in here]
-    linear = [[a for a in row if _reads_itself(a.vector)] for row in here]
+    linear = any(_reads_itself(a.vector) for row in here for a in row)
     relu = [
         [a for a in row if a.vector.op != "add" and not _reads_itself(a.vector)] for row in here
     ]
@@ -145,8 +229,11 @@ def _edits(slot: Slot, site: str, layer: int) -> tuple[edits.Edit, ...]:
                 k = a.vector.layers.index(layer)
                 total[i, 0] += a.strength * (a.vector.directions[k] * a.vector.scales[k])
         found.append(edits.add(mx.array(total if len(slot) > 1 else total[0, 0])))
-    if any(linear):
-        found.append(_reading([_orthonormal(row, layer) for row in linear], width, relu=False))
+    if linear:
+        read = [_orthonormal(row, site, layer) for row in slot]
+        if not columns:
+            read = [[reading for reading in row if reading is not None] for row in read]
+        found.append(_reading(read, width, relu=False))
     if any(relu):
         found.append(_reading([[_relu(a, layer) for a in row] for row in relu], width, relu=True))
     return tuple(found)
@@ -168,12 +255,19 @@ def _at(vector: Vector, layer: int) -> tuple[int, np.ndarray, float, float]:
     return i, vector.directions[i].astype(np.float64), float(vector.scales[i]), target
 
 
-def _orthonormal(row: Sequence[Acting], layer: int) -> list[Reading]:
-    """Gram-Schmidt with targets: at strength 1 `x . d_i` becomes `t_i` for every i."""
-    found: list[Reading] = []
+def _orthonormal(row: RowPass, site: str, layer: int) -> list[Reading | None]:
+    """Gram-Schmidt with targets: at strength 1 `x . d_i` becomes `t_i` for every i.
+
+    None stands for a term that is not here, reads otherwise, or adds nothing to those before it.
+    """
+    found: list[Reading | None] = []
     basis: list[tuple[np.ndarray, float]] = []
     for acting in row:
-        _, q, scale, target = _at(acting.vector, layer)
+        found.append(None)
+        vector = acting.vector
+        if not (_reads_itself(vector) and vector.site == site and layer in vector.layers):
+            continue
+        _, q, scale, target = _at(vector, layer)
         for other, other_target in basis:
             overlap = float(q @ other)
             q = q - overlap * other
@@ -184,7 +278,7 @@ def _orthonormal(row: Sequence[Acting], layer: int) -> list[Reading]:
         q, target = q / norm, target / norm
         basis.append((q, target))
         s = acting.strength * scale
-        found.append((q, 0.0, s * target, -s, q))
+        found[-1] = (q, 0.0, s * target, -s, q)
     return found
 
 
@@ -201,11 +295,11 @@ def _relu(acting: Acting, layer: int) -> Reading:
     return encoder, bias, s * target, -s, d
 
 
-def _reading(rows: list[list[Reading]], width: int, *, relu: bool) -> edits.Edit:
+def _reading(rows: Sequence[Sequence[Reading | None]], width: int, *, relu: bool) -> edits.Edit:
     """Stack the readings of all rows, filled up with ones that do nothing."""
     k = max(map(len, rows))
     nothing: Reading = (np.zeros(width), 0.0, 0.0, 0.0, np.zeros(width))
-    filled = [[*row, *[nothing] * (k - len(row))] for row in rows]
+    filled = [[r or nothing for r in (*row, *[None] * (k - len(row)))] for row in rows]
     arrays = [
         mx.array(np.array([[reading[part] for reading in row] for row in filled], np.float32))
         for part in range(5)

@@ -146,7 +146,7 @@ class Term:
     def weights(self, start: int, length: int, prompt_length: int | None) -> Weights | bool:
         """Return how the term acts on positions `start .. start+length`: False is not at all."""
         first, last = self.positions(prompt_length)
-        if last <= start or start + length <= first:
+        if min(last, start + length) <= max(first, start):
             return False
         if self.schedule == CONSTANT:
             if first <= start and start + length <= last:

@@ -277,3 +277,92 @@ def test_norm_keeping_is_for_a_whole_steering() -> None:
     assert both.keep_norm
     assert (2 * both).keep_norm
     assert operator.ne(both, Steering((v, 1.0)))
+
+
+# Edits of one place that act on different tokens
+
+TOGETHER: dict[str, list[dict[str, Any]]] = {
+    "phases": [{"phase": "prompt"}, {"phase": "all"}, {"phase": "2:6"}],
+    "schedules": [{}, {"schedule": "decay(3)"}, {"schedule": "ramp(4)"}],
+    "answers": [{"phase": "answer"}, {"phase": "all"}, {"phase": "response"}],
+    "all of it": [{"phase": "answer", "schedule": "ramp(4)"}, {"schedule": "decay(2)"}, {}],
+    "twice": [{"phase": "3:"}, {"phase": "response", "schedule": "decay(3)"}],
+}
+PROMPT_LENGTH, ANSWER_FROM, LENGTH = 4, 7, 11
+
+
+def overlapping(how: list[dict[str, Any]], same: bool) -> Steering:
+    """Projections and clamps whose directions have cosines of about 0.7, at one place."""
+    steering = Steering()
+    for i, each in enumerate(how):
+        row = direction(1) + (0 if same else direction(2 + i))
+        fields: dict[str, Any] = {"op": "clamp", "targets": [2.0]} if i % 2 else {"op": "project"}
+        unit = {1: row / np.linalg.norm(row)}
+        v = Vector.from_rows(f"v{i}", unit, site="resid_post", model=ref(), **fields)
+        steering += Steering((v, (1.0, 0.5, -0.75)[i]), **each)
+    return steering
+
+
+def one_token(x: np.ndarray, steering: Steering, t: int) -> np.ndarray:
+    """What the edits that act on token `t` make of it, orthonormalised among themselves."""
+    basis: list[tuple[np.ndarray, float]] = []
+    new = x.astype(np.float64)
+    for term in steering:
+        first, last = term.positions(PROMPT_LENGTH)
+        if not first <= t < last or (term.phase.name == "answer" and t < ANSWER_FROM):
+            continue
+        weight = term.schedule.factor(t - PROMPT_LENGTH + 1)
+        d = term.vector.directions[0].astype(np.float64)
+        target = 0.0 if term.vector.targets is None else float(term.vector.targets[0])
+        if weight == 0:
+            continue
+        for q, held in basis:
+            d, target = d - (d @ q) * q, target - (d @ q) * held
+        norm = float(np.linalg.norm(d))
+        if norm < 1e-6:
+            continue
+        basis.append((d / norm, target / norm))
+        q, held = basis[-1]
+        new = new + term.strength * weight * (held - x @ q) * q
+    return new
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("how", TOGETHER)
+def test_what_acts_on_a_token_is_orthonormalised_whatever_else_is_read_with_it(
+    how: str, same: bool
+) -> None:
+    steering = overlapping(TOGETHER[how], same)
+    x = np.random.default_rng(0).normal(size=(LENGTH, WIDTH)).astype(np.float32) * 3
+    expected = np.array([one_token(x[t], steering, t) for t in range(LENGTH)])
+    gate = mx.array((np.arange(LENGTH) >= ANSWER_FROM).astype(np.float32))[None, :, None]
+    for size in (LENGTH, 1, 3):
+        chunks = []
+        for start in range(0, LENGTH, size):
+            part = mx.array(x[None, start : start + size])
+            n = part.shape[1]
+            acting = steering.at(start, n, PROMPT_LENGTH)
+            tap = taps((acting,), gate[:, start : start + n]).at(1, "mlp")
+            chunks.append(np.array(tap.join(part, mx.zeros_like(part)))[0])
+        np.testing.assert_allclose(np.concatenate(chunks), expected, atol=2e-5)
+    each = [overlapping(TOGETHER[how], same).terms[i : i + 1] for i in range(len(steering.terms))]
+    apart = x + sum(
+        np.array([one_token(x[t], Steering._of(term, False), t) for t in range(LENGTH)]) - x
+        for term in each
+    )
+    assert not np.allclose(apart, expected, atol=1e-2)  # the twin: all of them at once
+
+
+def test_rows_of_a_batch_may_mix_what_is_orthonormalised() -> None:
+    rows = [overlapping(how, False) for how in TOGETHER.values()] + [Steering()]
+    rows.append(Steering((vector((1,), scale=2.0), 1.0)) + overlapping(TOGETHER["phases"], True))
+    x = np.random.default_rng(0).normal(size=(LENGTH, WIDTH)).astype(np.float32) * 3
+    gate = mx.array((np.arange(LENGTH) >= ANSWER_FROM).astype(np.float32))[None, :, None]
+    batch = mx.array(np.repeat(x[None], len(rows), 0))
+    acting = tuple(s.at(0, LENGTH, PROMPT_LENGTH) for s in rows)
+    table = taps(acting, mx.repeat(gate, len(rows), 0))
+    together = table.at(1, "mlp").join(batch, mx.zeros_like(batch))
+    for i, row in enumerate(acting):
+        tap = taps((row,), gate).at(1, "mlp")
+        alone = tap.join(batch[:1], mx.zeros_like(batch[:1]))[0]
+        assert mx.allclose(together[i], alone, atol=2e-5)

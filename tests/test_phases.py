@@ -171,3 +171,11 @@ def test_schedules_and_phases_want_the_prompt_length() -> None:
         forward(tiny(), TOKENS, steering=Steering((V, 1.0), schedule="decay(3)"))
     assert Phase.parse("answer").needs_prompt_length
     assert Schedule.parse("constant").factor(-3) == 1.0
+
+
+def test_a_prompt_of_which_nothing_is_left_has_no_tap() -> None:
+    """The prompt's phase ends before its last token, and what reads leaves its first alone."""
+    removes = Steering((vector(op="project"), 1.0), phase="prompt")
+    assert removes.at(0, 2, 2) == ()
+    assert removes.at(0, 3, 3)[0].weights == (0.0, 1.0, 0.0)
+    assert Steering((vector(), 1.0), phase="prompt").at(0, 2, 2)[0].weights == (1.0, 0.0)
