@@ -78,6 +78,8 @@ def reuse(
     new.position, new.record = row.position, row.record
     if think_end == row.think_end and prompt_length == row.prompt_length:
         new.answer, new.tail = row.answer, row.tail
+    if think_end == row.think_end:
+        new.unread = list(row.unread)
     state.rows = [new]
     return cache
 

@@ -60,21 +60,36 @@ class Row:
         self.checked: Steering | None = None  # the last steering found to fit the model
         self.answer: mx.array | None = None  # where the answer begins
         self.tail: mx.array | None = None  # the last tokens, for a marker of several
+        self.unread: list[mx.array] = []  # tokens not looked at, for a steering to come that waits
 
     def copy(self) -> "Row":
         """Return a request of its own that has read the same."""
         copy = Row(self.live, self.prompt_length, self.think_end)
         copy.position, copy.record = self.position, self.record.copy()
-        copy.answer, copy.tail = self.answer, self.tail
+        copy.answer, copy.tail, copy.unread = self.answer, self.tail, list(self.unread)
         return copy
 
     def back_to(self, position: int) -> None:
         """Forget what was read from `position` on."""
+        if self.unread:
+            tokens = mx.concatenate(self.unread)
+            self.unread = [tokens[: max(0, tokens.shape[0] - (self.position - position))]]
         self.position = position
         self.record.trim(position)
         self.tail = None
         if self.answer is not None:
             self.answer = mx.where(self.answer > position, NEVER, self.answer)
+
+    def pass_by(self, tokens: mx.array) -> None:
+        """Keep the next tokens `[T]`, at which nothing waits: a live change may want to know."""
+        if self.think_end and self.position + tokens.shape[0] > self._turn():
+            self.unread.append(tokens)
+        else:
+            self.tail = None
+
+    def _turn(self) -> int:
+        """Return where the end of thinking begins to count: earlier turns have closed theirs."""
+        return max((self.prompt_length or 0) - TAIL, 0)
 
     def watch(self, tokens: mx.array) -> mx.array:
         """Look for the end of thinking in the next tokens `[T]`; return `[T, 1]`, 1 from there on.
@@ -90,6 +105,14 @@ class Row:
             )
         if not marker:
             return mx.ones((length, 1))
+        if self.unread:
+            passed, self.unread = mx.concatenate(self.unread), []
+            self._look(passed, self.position - passed.shape[0])
+        return self._look(tokens, self.position)
+
+    def _look(self, tokens: mx.array, start: int) -> mx.array:
+        """Look for the marker in the tokens `[T]` from position `start`, as `watch` does."""
+        marker, length = self.think_end or (), tokens.shape[0]
         before = len(marker) - 1
         tail = mx.full((before,), -1, mx.int32) if self.tail is None else self.tail
         text = mx.concatenate([tail, tokens.astype(mx.int32)])
@@ -97,12 +120,10 @@ class Row:
         hit = mx.array(True)
         for i, token in enumerate(marker):
             hit = hit & (text[i : i + length] == token)
-        positions = mx.arange(self.position, self.position + length)
-        # earlier turns of a conversation may have closed theirs: only this turn's counts
-        counts = positions >= (self.prompt_length or 0) - TAIL
-        found = mx.where(hit & counts, positions + 1, NEVER).min()
-        self.answer = found if self.answer is None else mx.minimum(self.answer, found)
-        return (positions >= self.answer).astype(mx.float32)[:, None]
+        positions = mx.arange(start, start + length)
+        found = mx.where(hit & (positions >= self._turn()), positions + 1, NEVER).min()
+        self.answer = answer = found if self.answer is None else mx.minimum(self.answer, found)
+        return (positions >= answer).astype(mx.float32)[:, None]
 
 
 class SteeringState:
@@ -163,6 +184,9 @@ class SteeringState:
             self._right_padding = [0] * batch
         acting = tuple(r.live.steering.at(r.position, length, r.prompt_length) for r in self.rows)
         waiting = [any(t.phase.name == "answer" for t in r.live.steering.active) for r in self.rows]
+        for i, (row, waits) in enumerate(zip(self.rows, waiting, strict=True)):
+            if not waits:
+                row.pass_by(tokens[i])
         if not any(waiting):
             return taps(acting)
         gates = [

@@ -13,7 +13,7 @@ from mlxsteer.errors import UsageError
 from mlxsteer.generate import forward
 from mlxsteer.plan import EditTap
 from mlxsteer.runtime import Steered
-from mlxsteer.state import Live, Row, SteeringState
+from mlxsteer.state import OFF, Live, Row, SteeringState
 from mlxsteer.steering import Phase, Schedule, Steering
 
 TOKENS = [5, 17, 3, 80, 41, 9, 77, 30, 31, 12]
@@ -145,6 +145,43 @@ def test_a_closed_thinking_block_in_the_prompt_counts_and_an_older_one_does_not(
             state.advance(1)
         assert got[-1] == got[13] == expected
         assert got[:13] == [0.0] * 13
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("before", [OFF, Steering((V, 2.0), phase="response")])
+def test_a_live_change_to_the_answer_knows_that_thinking_was_closed(
+    before: Steering, chunk: int, closed: bool
+) -> None:
+    """Nothing waited for the marker when it was read; `MARKER` are tokens 6 and 7."""
+    model, steered = tiny(), Steered(tiny())
+    live = Live(before)
+    tokens = TOKENS if closed else [*TOKENS[:6], 30, 77, *TOKENS[8:]]
+    cache = steered.make_cache(live, P, MARKER)
+    for start in range(0, 9, chunk):
+        steered(mx.array([tokens[start : start + chunk]]), cache=cache)
+    kv, state = cache[:-1], cache[-1]
+    live.steering = Steering((V, 1.0), phase="answer")
+    found = steered(mx.array([tokens[9:]]), cache=[*kv, state.extract(0)])
+    for c in kv:
+        c.trim(1)
+    acts = steered.make_cache(Steering((V, 1.0)))[-1:]
+    expected = model(
+        mx.array([tokens[9:]]), cache=kv, taps=acts[0].taps(mx.array([[1]])) if closed else None
+    )
+    assert mx.array_equal(found, expected)
+    state.trim(2)  # the marker is cut in two: its second half is yet to come
+    assert state.taps(mx.array([[30 if closed else 1, 2]])).at(1, "mlp").streams[0].arrays[
+        -1
+    ].flatten().tolist() == [0.0, float(closed)]
+
+
+def test_padding_is_no_marker() -> None:
+    state = SteeringState([Row(Live(Steering((V, 1.0), phase="answer")), 2, (0,))])
+    state.prepare(left_padding=[3])
+    tap = state.taps(mx.array([[0, 0, 0, 5, 6]])).at(1, "mlp")
+    assert isinstance(tap, EditTap)
+    assert not np.array(tap.streams[0].arrays[-1]).any()
 
 
 def test_trimming_forgets_an_answer_that_had_begun() -> None:
