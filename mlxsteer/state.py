@@ -80,10 +80,10 @@ class Row:
         if self.answer is not None:
             self.answer = mx.where(self.answer > position, NEVER, self.answer)
 
-    def pass_by(self, tokens: mx.array) -> None:
-        """Keep the next tokens `[T]`, at which nothing waits: a live change may want to know."""
-        if self.think_end and self.position + tokens.shape[0] > self._turn():
-            self.unread.append(tokens)
+    def pass_by(self, tokens: mx.array, row: int) -> None:
+        """Keep the next tokens `[B, T]` of a row where nothing waits: a live change may ask."""
+        if self.think_end and self.position + tokens.shape[1] > self._turn():
+            self.unread.append(tokens[row])
         else:
             self.tail = None
 
@@ -186,7 +186,7 @@ class SteeringState:
         waiting = [any(t.phase.name == "answer" for t in r.live.steering.active) for r in self.rows]
         for i, (row, waits) in enumerate(zip(self.rows, waiting, strict=True)):
             if not waits:
-                row.pass_by(tokens[i])
+                row.pass_by(tokens, i)
         if not any(waiting):
             return taps(acting)
         gates = [
