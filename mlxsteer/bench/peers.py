@@ -23,7 +23,7 @@ from .works import Side
 
 __all__ = ["plain_peer", "slow_tap", "theirs", "tiny", "wrapped"]
 
-SLOW = 6  # operations that a tap which is slow on purpose does for nothing
+SLOW = 20  # operations that a tap which is slow on purpose does for nothing
 
 
 def theirs(model: nn.Module) -> nn.Module:
