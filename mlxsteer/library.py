@@ -31,12 +31,17 @@ file an unknown key is refused.
     negative = "talks plainly"
     sign = "..."                   # one sentence: what a positive strength does
     license = "CC0-1.0"
+    completions = "completions.jsonl"    # optional: what the concept is judged by
     pairs = "pairs.jsonl"          # either this file, for contrast data written out,
     [recipe]                       # or this table
     place = "system"               # or "suffix"
     positive = "You are ..."       # said on the positive side; may be empty
     negative = "You are ..."
     prompts = "prompts.jsonl"      # a prompt, its split and its topic per line
+    [rule]                         # optional: what to count in a text
+    kind = "lexicon"               # or "length", or "sentiment"
+    sign = 1                       # 1: a higher count is more of the concept, -1: less of it
+    words = "words.txt"            # of a lexicon only: a word or phrase per line
 """
 
 from __future__ import annotations
@@ -51,6 +56,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .completions import Completion, read_completions
 from .errors import MlxsteerError, UsageError
 from .prompts import (
     SPLITS,
@@ -62,6 +68,7 @@ from .prompts import (
     read_pairs,
     read_prompts,
 )
+from .rules import KINDS, Rule, read_words
 from .tables import Table, near, read_table
 
 if TYPE_CHECKING:
@@ -161,6 +168,7 @@ class Concept:
     """A folder of `vectors/`: the poles, the contrast data and where its vectors lie.
 
     Either `recipe` (its training prompts; `prompts` has every split) or `pairs_file` is given.
+    `completions` and `rule` measure how much of the concept a model shows.
     """
 
     name: str
@@ -172,6 +180,8 @@ class Concept:
     recipe: Recipe | None = None
     prompts: tuple[Prompt, ...] = ()
     pairs_file: Path | None = None
+    completions: tuple[Completion, ...] = ()
+    rule: Rule | None = None
 
     def pairs(self, split: Split = "train") -> list[Pair]:
         """The contrast pairs of one split; pairs that are written out are all for training."""
@@ -247,6 +257,7 @@ def cached_vector_path(concept: Concept, model: ModelRef, how: Mapping[str, Any]
 def read_concept(folder: Path) -> Concept:
     """The concept that a folder's `vector.toml` describes, its prompts or pairs checked."""
     top = read_table(folder / "vector.toml")
+    answers = top.match("completions", _FILE, "the name of a file here", "")
     pairs = top.match("pairs", _FILE, "the name of a file here", "")
     recipe: Recipe | None = None
     prompts: tuple[Prompt, ...] = ()
@@ -269,6 +280,8 @@ def read_concept(folder: Path) -> Concept:
         recipe=recipe,
         prompts=prompts,
         pairs_file=folder / pairs if pairs else None,
+        completions=read_completions(folder / answers, prompts) if answers else (),
+        rule=_read_rule(top.table("rule"), folder),
     )
     top.end()
     if (recipe is None) == (not pairs):
@@ -302,6 +315,16 @@ def read_model(path: Path) -> KnownModel:
     )
     top.end()
     return found
+
+
+def _read_rule(table: Table | None, folder: Path) -> Rule | None:
+    if table is None:
+        return None
+    kind = table.match("kind", "|".join(KINDS), f"one of {', '.join(KINDS)}")
+    words: tuple[str, ...] = ()
+    if kind == "lexicon":
+        words = read_words(folder / table.match("words", _FILE, "the name of a file here"))
+    return Rule(next(k for k in KINDS if k == kind), table.sign("sign"), words)
 
 
 def _read_package(table: Table | None) -> PackageFile | None:

@@ -36,6 +36,7 @@ __all__ = [
     "Side",
     "Split",
     "check_length",
+    "check_text",
     "has_chat_template",
     "messages",
     "pairs_sha256",
@@ -163,7 +164,7 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
         if not isinstance(topic, str):
             raise MlxsteerError(f"{where}: topic is {shown(topic)}; it must be a text")
         try:
-            _check_text("prompt", text)
+            check_text("prompt", text)
         except MlxsteerError as error:
             raise MlxsteerError(f"{where}: {error}") from error
         if (key := " ".join(text.lower().split())) in seen:
@@ -299,7 +300,7 @@ def _jinja_text(tokenizer: Any) -> str | None:
 
 def _check_side(name: str, side: object) -> None:
     if isinstance(side, str):
-        return _check_text(name, side)
+        return check_text(name, side)
     if not isinstance(side, list):
         raise MlxsteerError(f"{name} is {shown(side)}; it must be a text or a list of messages")
     if not side:
@@ -314,11 +315,12 @@ def _check_side(name: str, side: object) -> None:
                 f"{name}: message {number} has the role {shown(message['role'])}; "
                 f"it must be {', '.join(ROLES)}"
             )
-        _check_text(f"{name}: the content of message {number}", message["content"])
+        check_text(f"{name}: the content of message {number}", message["content"])
     return None
 
 
-def _check_text(name: str, text: object) -> None:
+def check_text(name: str, text: object) -> None:
+    """Refuse what is no text, or an empty one; `name` says in the error what it is."""
     if not isinstance(text, str):
         raise MlxsteerError(f"{name} is {shown(text)}; it must be a text")
     if not text.strip():

@@ -18,7 +18,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import MlxsteerError
 
@@ -150,6 +150,13 @@ class Table:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
             raise self.wrong(key, "a positive number")
         return float(value)
+
+    def sign(self, key: str) -> Literal[1, -1]:
+        """1 or -1."""
+        value = self._get(key, _MISSING)
+        if type(value) is not int or value not in (1, -1):
+            raise self.wrong(key, "1 or -1")
+        return 1 if value == 1 else -1
 
     def pair(self, key: str) -> tuple[str, str] | None:
         """Two texts, or None when the key is not there."""

@@ -22,8 +22,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     "errors progress",
     "backend report tables values",
-    "edits metrics model_ref prompts taps",
-    "algebra prompt_file vector_file",
+    "edits metrics model_ref prompts rules taps",
+    "algebra completions prompt_file vector_file",
     "vector",
     "arch compare gguf library patch steering",
     "gguf_configs plan record",
