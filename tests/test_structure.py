@@ -26,7 +26,7 @@ RANKS = [
     "algebra completions prompt_file vector_file",
     "vector",
     "arch compare gguf library patch steering",
-    "gguf_configs plan record",
+    "capability gguf_configs plan record",
     "state",
     "adopt gguf_families gguf_tensors runtime",
     "download folder gguf_model gguf_tokenizer hub interop prompt_cache",
