@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlxsteer import library
+from mlxsteer.completions import Completion
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.library import (
     Concept,
@@ -26,7 +28,9 @@ from mlxsteer.library import (
     read_model,
 )
 from mlxsteer.model_ref import ModelRef
-from mlxsteer.prompts import SPLITS, Pair, messages
+from mlxsteer.prompts import SPLITS, Pair, messages, pairs_sha256
+from mlxsteer.rules import Rule
+from mlxsteer.vector import read_vector
 
 ROOT = Path(__file__).parents[1]
 HOW = {"method": "mean_diff", "layers": [1, 2]}
@@ -202,6 +206,13 @@ PROMPTS = """
 {"prompt": "Three?", "split": "dev"}
 """
 PAIRS = '{"positive": "One", "negative": "Two"}\n'
+COMPLETIONS = '{"prompt": "Three?", "split": "dev", "positive": "BIG", "negative": "small"}\n'
+MEASURED = f"""completions = "completions.jsonl"{CONCEPT}
+[rule]
+kind = "lexicon"
+sign = -1
+words = "words.txt"
+"""
 
 
 def concept_folder(folder: Path, text: str = CONCEPT) -> Path:
@@ -209,6 +220,8 @@ def concept_folder(folder: Path, text: str = CONCEPT) -> Path:
         "vector.toml": text,
         "prompts.jsonl": PROMPTS,
         "pairs.jsonl": PAIRS,
+        "completions.jsonl": COMPLETIONS,
+        "words.txt": "small\ntiny bit\n",
     }.items():
         (folder / name).write_text(content)
     return folder
@@ -259,6 +272,50 @@ def test_a_bad_concept_is_refused(tmp_path: Path, old: str, new: str, says: str)
     assert str(caught.value).startswith(f"{tmp_path}")
 
 
+def test_completions_and_a_rule_are_read(tmp_path: Path) -> None:
+    found = read_concept(concept_folder(tmp_path, MEASURED))
+    assert found.completions == (Completion("Three?", "BIG", "small", "dev"),)
+    assert found.rule == Rule("lexicon", -1, ("small", "tiny bit"))
+    plain = read_concept(concept_folder(tmp_path))
+    assert (plain.completions, plain.rule) == ((), None)
+    other = MEASURED.replace('"lexicon"', '"length"').replace('words = "words.txt"', "")
+    assert read_concept(concept_folder(tmp_path, other)).rule == Rule("length", -1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("completions.jsonl", "pairs.jsonl", "pairs.jsonl, line 1: the key 'prompt' is missing"),
+        ("completions.jsonl", "../completions.jsonl", "completions is .* the name of a file here"),
+        ("completions =", "completion =", r"unknown key completion \(did you mean completions\?\)"),
+        ('"lexicon"', '"count"', "rule.kind is 'count'; it must be one of length, lexicon, senti"),
+        ('"lexicon"', '"sentiment"', "unknown key rule.words"),
+        ("sign = -1", "", "rule.sign is missing"),
+        ("sign = -1", "sign = 0", "rule.sign is 0; it must be 1 or -1"),
+        ("sign = -1", "sign = true", "rule.sign is True; it must be 1 or -1"),
+        ("sign = -1", "sign = 1.0", r"rule.sign is 1\.0; it must be 1 or -1"),
+        ("sign = -1", "sign = -2", "rule.sign is -2"),
+        ('words = "words.txt"', "", "rule.words is missing"),
+        ("words.txt", "../words.txt", "rule.words is .* the name of a file here"),
+        ("words.txt", "none.txt", "none.txt: cannot be read"),
+        ("words.txt", "prompts.jsonl", "prompts.jsonl, line 2: .* is no word or phrase"),
+    ],
+)
+def test_bad_completions_and_rules_are_refused(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    assert old in MEASURED
+    with pytest.raises(MlxsteerError, match=says) as caught:
+        read_concept(concept_folder(tmp_path, MEASURED.replace(old, new)))
+    assert str(caught.value).startswith(f"{tmp_path}")
+
+
+def test_completions_without_prompts_are_refused(tmp_path: Path) -> None:
+    head = MEASURED.split("[recipe]")[0]
+    with pytest.raises(MlxsteerError, match="line 1: the concept has no dev prompt 'Three"):
+        read_concept(concept_folder(tmp_path, head + 'pairs = "pairs.jsonl"'))
+
+
 def test_a_concept_needs_contrast_data(tmp_path: Path) -> None:
     with pytest.raises(MlxsteerError, match=r"either pairs or a table \[recipe\]"):
         read_concept(concept_folder(tmp_path, CONCEPT.split("[recipe]")[0]))
@@ -278,7 +335,7 @@ def test_a_name_means_the_library_and_a_path_a_folder(
     for unknown in ("pirat", "vectors/pirat", "Pirate"):
         with pytest.raises(MlxsteerError, match=r"called '.*' \(did you mean pirate\?\)"):
             concept(unknown)
-    with pytest.raises(MlxsteerError, match=r"\(there are: .*joyful, pirate, terse"):
+    with pytest.raises(MlxsteerError, match=r"\(there are: .*joyful, pirate, .*terse"):
         concept("zzz")
     with pytest.raises(MlxsteerError, match=r"vector.toml: cannot be read"):
         concept(tmp_path)
@@ -318,10 +375,23 @@ def test_the_cache_keeps_one_vector_per_concept_and_model(tmp_path: Path) -> Non
 
 # What a prompt must not say: the concept would then be on both sides.
 ABOUT = {
-    "pirate": "pirates? ships? sea captain treasure rum sails? sailing boats? ocean parrot aye",
-    "joyful": "joy joyful happy happiness ecstatic wonderful cheerful glad sad gloomy miserable",
-    "terse": "terse short brief briefly concise long length details? one",
+    "agreeable": r"agree\w* disagree\w* reject\w* praise",
+    "calm": r"calm\w* peace\w* relax\w* quiet\w* slow\w* panic\w* hurry nervous stress\w*",
+    "casual": "casual informal relaxed chat chatting slang friendly hey kinda yep dude gonna",
+    "confident": "confiden(t|ce) bold expert certain(ly)? sure doubt insecure shy nervous",
+    "critical": r"critic\w* review\w* weak\w* risk\w* flaws? missing faults?",
     "formal": "formal formally polite politely informal casual slang register dude gonna",
+    "gloomy": r"gloom\w* tired grey sad sadness hopeless pessimis\w* miserable worst dark",
+    "hedging": "maybe perhaps possibly probably certain uncertain(ty)? sure depends might",
+    "joyful": "joy joyful happy happiness ecstatic wonderful cheerful glad sad gloomy miserable",
+    "pirate": "pirates? ships? sea captain treasure rum sails? sailing boats? ocean parrot aye",
+    "poetic": "poet poets poetic poem poems poetry verses? rhymes? rhythm metaphor images? literal",
+    "sea": "seas? oceans? waves? water ships? boats? sail(s|ing|or)? fish salt beach coast "
+    "harbour tides? lakes? rivers? swim islands?",
+    "simple": "simple simply easy easily child children kids? toys? small grown-up five-year-old",
+    "technical": "technical technically engineers? units? formulas? precise(ly)? jargon",
+    "terse": "terse short brief briefly concise long length details? one",
+    "verbose": "verbose talkative wordy long(er)? length details? detailed examples? elaborate",
 }
 
 
@@ -329,8 +399,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-def test_the_first_concepts_are_there() -> None:
-    assert {"formal", "joyful", "pirate", "terse"} <= {found.name for found in concepts()}
+def test_the_library_has_its_concepts() -> None:
+    assert [found.name for found in concepts()] == sorted(ABOUT)
+    assert len(ABOUT) == 16
 
 
 @pytest.mark.parametrize("found", concepts(), ids=lambda found: found.name)
@@ -341,8 +412,7 @@ def test_a_shipped_recipe_is_sound(found: Concept) -> None:
     assert (found.folder / "README.md").is_file()
     assert found.recipe is not None
     counts = {split: len(found.texts(split)) for split in SPLITS}
-    assert counts["train"] >= 48
-    assert min(counts.values()) >= 12
+    assert counts == {"train": 48, "dev": 12, "test": 24}
     topics = {split: {p.topic for p in found.prompts if p.split == split} for split in SPLITS}
     assert all("" not in topics[split] for split in SPLITS)
     assert not topics["train"] & (topics["dev"] | topics["test"])
@@ -371,10 +441,98 @@ def test_no_prompt_is_shipped_twice() -> None:
     assert sorted({text.lower() for text in texts}) == sorted(text.lower() for text in texts)
 
 
+@pytest.mark.parametrize("found", concepts(), ids=lambda found: found.name)
+def test_shipped_completions_differ_in_the_concept_alone(found: Concept) -> None:
+    answered = [(one.split, one.prompt) for one in found.completions]
+    assert answered == [(p.split, p.text) for p in found.prompts if p.split != "train"]
+    sides = [(words(one.positive), words(one.negative)) for one in found.completions]
+    ratios = [len(positive) / len(negative) for positive, negative in sides]
+    if found.rule is not None and found.rule.kind == "length":
+        assert all((ratio > 1) == (found.rule.sign > 0) for ratio in ratios)
+        assert all(max(ratio, 1 / ratio) > 1.67 for ratio in ratios)
+        assert max(len(side) for pair in sides for side in pair) <= 45
+    else:
+        assert all(0.6 <= ratio <= 1.67 for ratio in ratios)
+        assert all(12 <= len(side) <= 40 for pair in sides for side in pair)
+    for column in zip(*sides, strict=True):
+        first, times = Counter(side[0] for side in column).most_common(1)[0]
+        assert times <= len(column) / 4, first
+
+
+def test_no_completion_is_shipped_twice() -> None:
+    texts = [text for found in concepts() for c in found.completions for text in _sides(c)]
+    assert len(texts) == 16 * 36 * 2
+    assert len({" ".join(words(text)) for text in texts}) == len(texts)
+
+
+@pytest.mark.parametrize("found", concepts(), ids=lambda found: found.name)
+def test_shipped_completions_do_not_repeat_the_instruction(found: Concept) -> None:
+    assert found.recipe is not None
+    for said, side in ((found.recipe.positive, 0), (found.recipe.negative, 1)):
+        texts = [set(words(_sides(one)[side])) for one in found.completions]
+        for word in set(words(said)):
+            if len(word) > 5:
+                assert sum(word in text for text in texts) <= len(texts) / 6, word
+
+
+@pytest.mark.parametrize(
+    "found",
+    [found for found in concepts() if found.rule and found.rule.kind == "lexicon"],
+    ids=lambda found: found.name,
+)
+def test_shipped_words_tell_the_completions_apart(found: Concept) -> None:
+    assert found.rule is not None
+    either = "|".join(map(re.escape, sorted(found.rule.words, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<![\w'])(?:{either})(?!\w)")
+    count = [0, 0]
+    for one in found.completions:
+        for side, text in enumerate(_sides(one)):
+            count[side] += len(pattern.findall(text.lower()))
+    assert found.rule.sign == 1
+    assert count[0] >= 4 * max(count[1], 1)
+
+
+# What positive completions have far more of, for concepts whose rule cannot be counted here: an
+# exchange of the two sides would turn the sign of every measurement.
+MARKS = {
+    "gloomy": r"\b(nobody|never|again|nothing|worse|wrong|no|only)\b",
+    "joyful": "!",
+    "poetic": r"\b(moon|gold|breath|dream|hush|hearts?|sleep|dark|hands?|stars?|small|soft|like)\b",
+    "simple": "[.!?]",  # in texts of one length: short sentences
+    "technical": r"\d",
+    "terse": r"^\S+( \S+){0,5}$",
+    "verbose": ", ",
+}
+
+
+@pytest.mark.parametrize("found", concepts(), ids=lambda found: found.name)
+def test_shipped_completions_are_not_exchanged(found: Concept) -> None:
+    if found.rule is not None and found.rule.kind == "lexicon":
+        assert found.name not in MARKS  # counted by its words
+        return
+    pattern = re.compile(MARKS[found.name])
+    sides = [[pattern.findall(text.lower()) for text in _sides(one)] for one in found.completions]
+    positive, negative = (sum(map(len, column)) for column in zip(*sides, strict=True))
+    assert positive >= 3 * max(negative, 1)
+
+
+def test_shipped_vectors_were_made_from_the_shipped_pairs() -> None:
+    files = {path: found for found in concepts() for path in found.folder.glob("*.safetensors")}
+    assert files
+    for path, found in files.items():
+        assert read_vector(path).pairs_sha256 == pairs_sha256(found.pairs()), path
+
+
+def _sides(one: Completion) -> tuple[str, str]:
+    return one.positive, one.negative
+
+
 def test_neutral_prompts_are_everyday_questions() -> None:
     prompts = neutral_prompts()
     assert len(prompts) == 48
     about = re.compile("|".join(" ".join(ABOUT.values()).split()))
+    everyday = {"lake", "small", "water"}  # as the words of everyday questions, not as a topic
     for prompt in prompts:
         assert 5 <= len(words(prompt)) <= 15, prompt
-        assert not [word for word in words(prompt) if about.fullmatch(word)], prompt
+        named = [word for word in words(prompt) if about.fullmatch(word)]
+        assert not set(named) - everyday, prompt
