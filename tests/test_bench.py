@@ -305,7 +305,8 @@ def row(**changes: Any) -> Row:
     values: dict[str, Any] = {
         "case": "add-1", "base": "off", "says": "one", "kind": "decode", "context": 9, "batch": 1,
         "ratio": 0.99, "low": 0.985, "high": 0.995, "rounds": 9, "seconds": 0.5,
-        "base_seconds": 0.495, "tokens": 10, "nodes": 7, "base_nodes": 7, "target": 0.98,
+        "base_seconds": 0.495, "tokens": 10, "peak_gb": 1.0, "base_peak_gb": 1.0,
+        "nodes": 7, "base_nodes": 7, "target": 0.98,
     }  # fmt: skip
     return Row(**{**values, **changes})
 
