@@ -92,7 +92,7 @@ def _build(classes: tuple[type, type], values: dict[str, Any]) -> nn.Module:
     return model
 
 
-_DRAWN: dict[tuple[str, str, int], list[tuple[str, mx.array]]] = {}
+_DRAWN: dict[tuple[str, str, int], Any] = {}
 
 
 def _fill(model: nn.Module, values: dict[str, Any], dtype: str, seed: int) -> None:
