@@ -76,9 +76,9 @@ def reuse(
         )
     new = Row(live, prompt_length, think_end)
     new.position, new.record = row.position, row.record
-    if think_end == row.think_end and prompt_length == row.prompt_length:
+    if new.think_end == row.think_end and prompt_length == row.prompt_length:
         new.answer, new.tail = row.answer, row.tail
-    if think_end == row.think_end:
+    if new.think_end == row.think_end:
         new.unread = list(row.unread)
     state.rows = [new]
     return cache
@@ -89,7 +89,11 @@ def save_prompt_cache(
 ) -> None:
     """Write the cache of one request in mlx-lm's format, the steering record in its metadata."""
     state = _state(cache)
-    mine = {"mlxsteer.position": str(state.size()), "mlxsteer.record": state.record.to_json()}
+    mine = {
+        "mlxsteer.position": str(state.size()),
+        "mlxsteer.record": state.record.to_json(),
+        "mlxsteer.thinking": state.rows[0].thinking_to_json(),
+    }
     with whole_file(Path(path)) as temporary:
         target = temporary.with_suffix(".safetensors")  # mlx appends it where it is missing
         mlx_save(str(target), cache[:-1], {**(metadata or {}), **mine})
@@ -111,8 +115,13 @@ def load_prompt_cache(path: str | os.PathLike[str]) -> tuple[list[Any], dict[str
     fields = dict(metadata) if isinstance(metadata, dict) else {}
     steering = fields.pop("mlxsteer", {})
     row = Row(Live(), None)
-    row.position = int(steering.get("position", max(c.size() for c in cache)))
+    try:
+        row.position = int(steering.get("position", max(c.size() for c in cache)))
+    except ValueError as e:
+        raise MlxsteerError(f"{path}: its position is damaged ({e}): read the prompt again") from e
     row.record = Record.from_json(steering.get("record", "{}"))
+    if "thinking" in steering:
+        row.thinking_from_json(steering["thinking"])
     return [*cache, SteeringState([row])], fields
 
 
