@@ -137,6 +137,7 @@ def diff(a: str, b: str, json_: bool) -> None:
 @click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--width", type=int, metavar="D", help="Of the model, for a ds4 .f32 file.")
+@click.option("--site", help="Where a ds4 .f32 file acts: mlp_out or attn_out.")
 @click.option("--feature", type=int, metavar="N", help="Which feature of an SAE file.")
 @click.option("--layer", type=int, metavar="N", help="Where an SAE reads, if it does not say so.")
 @click.option(
@@ -149,6 +150,7 @@ def convert(
     source: str,
     target: Path,
     width: int | None,
+    site: str | None,
     feature: int | None,
     layer: int | None,
     model_hint: str,
@@ -168,7 +170,7 @@ def convert(
     from .sources import read_file
 
     check_output(target, ".safetensors", ".gguf", ".f32")
-    vector = read_file(source, hidden_size=width, feature=feature, layer=layer)
+    vector = read_file(source, hidden_size=width, feature=feature, layer=layer, site=site)
     if target.suffix == ".safetensors":
         vector.save(target)
     elif target.suffix == ".f32":

@@ -6,7 +6,7 @@ calibration: each module says what strength 1 does. Pickles are never read.
 
     load_vector("joyful.safetensors")
     load_vector("joyful.gguf")
-    load_vector("verbosity.f32", hidden_size=4096)
+    load_vector("verbosity.f32", hidden_size=4096, site="attn_out")
     load_vector("sae_weights.safetensors", feature=123)
 
 It knows nothing of models: `Vector.check` compares width, layers and origin.
@@ -39,6 +39,7 @@ def load_vector(
     hidden_size: int | None = None,
     feature: int | None = None,
     layer: int | None = None,
+    site: str | None = None,
 ) -> Vector:
     """Read a vector from any file that holds one.
 
@@ -47,9 +48,12 @@ def load_vector(
         hidden_size: the width `D` that it must have; an .f32 file does not say its own.
         feature: of an SAE, added at the scale of its decoder row (`read_sae` knows more ops).
         layer: of an SAE whose file and folder do not say it.
+        site: where an .f32 is to act, `mlp_out` or `attn_out`.
     """
     path = Path(path)
-    vector = _read(path, hidden_size, feature, layer)
+    if site is not None and path.suffix != ".f32":
+        raise UsageError(f"{path}: site {brief(site)} is for ds4's .f32: leave it out")
+    vector = _read(path, hidden_size, feature, layer, site)
     if hidden_size is not None and vector.hidden_size != hidden_size:
         raise MlxsteerError(
             f"{path}: it has width {vector.hidden_size}, not {hidden_size}: "
@@ -58,7 +62,13 @@ def load_vector(
     return vector
 
 
-def _read(path: Path, hidden_size: int | None, feature: int | None, layer: int | None) -> Vector:
+def _read(
+    path: Path,
+    hidden_size: int | None,
+    feature: int | None,
+    layer: int | None,
+    site: str | None,
+) -> Vector:
     """Choose the reader by the first bytes, and by the suffix where these say too little."""
     try:
         with path.open("rb") as file:
@@ -75,7 +85,7 @@ def _read(path: Path, hidden_size: int | None, feature: int | None, layer: int |
     if head[:4] == b"GGUF":
         return read_control_vector(path)
     if path.suffix == ".f32":
-        return read_ds4(path, hidden_size)
+        return read_ds4(path, hidden_size, site)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return read_vector(path)
     raise MlxsteerError(f"{path}: {foreign_format(head)}")
