@@ -8,7 +8,8 @@
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs speed arch arch_steering edits phases gguf_families)
+DOCTESTS := $(patsubst %,tests/test_%.py,docs speed arch arch_steering deepseek_v4 deepseek_v4_files \
+  edits phases gguf_families)
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint types docs vectors bench lock clean setup

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub.errors import StrictDataclassError
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer
@@ -195,8 +196,11 @@ def load_folder(
     progress: Progress = silent,
 ) -> nn.Module:
     """Build the model; `dtype` None keeps what is stored, else all that is not packed is in it."""
+    config = read_config(folder)
+    packing = getattr(get_classes(config)[0], "packing", None)  # a family's own, of its files
+    said = packing(config) if packing is not None else None
     try:
-        model, _ = load_model(folder, lazy=True, get_model_classes=get_classes)
+        model, _ = load_model(folder, lazy=True, model_config=said, get_model_classes=get_classes)
     except (*ARGUMENT_ERRORS, AssertionError, RuntimeError) as error:
         raise MlxsteerError(f"{folder} cannot be loaded: {_line(error)}") from error
     convert(model, dtype=dtype, keep_quantized=keep_quantized, progress=progress)
@@ -212,6 +216,7 @@ def convert(
 ) -> None:
     """Read the weights of a model in place, module by module, dequantized and cast as asked."""
     modules = sorted(model.named_modules(), key=lambda named: -_own_bytes(named[1]))
+    may_cast = getattr(model, "cast_predicate", lambda name: True)  # mlx-lm's word for it
     for done, (path, module) in enumerate(modules):
         progress("loading weights", done, len(modules))
         if not keep_quantized and "scales" in module:
@@ -219,7 +224,7 @@ def convert(
             _put(model, path, module)
         elif dtype is not None and getattr(module, "mode", "affine") == "affine":
             for name, array in _own(module):
-                if mx.issubdtype(array.dtype, mx.floating):
+                if mx.issubdtype(array.dtype, mx.floating) and may_cast(f"{path}.{name}"):
                     module[name] = array.astype(dtype)
         mx.eval([array for _, array in _own(module)])
     mx.clear_cache()
@@ -267,6 +272,8 @@ def _dense_twin(path: str, module: nn.Module, dtype: mx.Dtype) -> nn.Module:
         twin = nn.Linear(columns, rows, bias="bias" in module)
     elif isinstance(module, QuantizedSwitchLinear):
         twin = SwitchLinear(columns, rows, experts[0], bias="bias" in module)
+    elif isinstance(module, QuantizedMultiLinear):
+        twin = MultiLinear(columns, rows, experts[0])
     else:
         raise _no_plain_form(path, type(module).__name__)
     twin.weight = weight
@@ -292,13 +299,19 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def dtype_of(model: nn.Module) -> mx.Dtype:
     """The floating dtype of most parameters, which is that of the activations."""
-    arrays = [array for _, module in model.named_modules() for _, array in _own(module)]
-    kinds = Counter(a.dtype for a in arrays if mx.issubdtype(a.dtype, mx.floating))
+    kinds: Counter[mx.Dtype] = Counter()
+    for _, module in model.named_modules():
+        for _, array in _own(module):
+            if mx.issubdtype(array.dtype, mx.floating):
+                kinds[array.dtype] += array.size
     return kinds.most_common(1)[0][0]
 
 
 def folder_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    """The tokenizer with every end token of `config.json` and `generation_config.json`."""
+    """The tokenizer with every end token of `config.json` and `generation_config.json`.
+
+    Without a chat template it takes that of its family, if there is one.
+    """
     nested = config.get("text_config")
     ends = _ids(config.get("eos_token_id"))
     ends |= _ids(nested.get("eos_token_id")) if isinstance(nested, dict) else set()
@@ -319,6 +332,9 @@ def folder_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
                 "mlxsteer runs no code from models"
             ) from error
         raise MlxsteerError(f"{folder} has no usable tokenizer: {_line(error)}") from error
+    template = getattr(get_classes(config)[0], "CHAT_TEMPLATE", None)
+    if template is not None and not tokenizer.has_chat_template:
+        tokenizer.chat_template, tokenizer.has_chat_template = template, True
     return tokenizer
 
 

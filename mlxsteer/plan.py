@@ -45,8 +45,8 @@ class EditTap(Tap):
     def stream(self, h: mx.array) -> mx.array:
         return edits.apply(h, self.streams)
 
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
-        return edits.join(h, r, self.writes, self.streams, add)
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        return edits.join(h, r, self.writes, self.streams, add, *more)
 
 
 def taps(rows: Sequence[RowPass], answer: mx.array | None = None) -> Taps:

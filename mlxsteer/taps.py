@@ -6,7 +6,9 @@ with `taps=None` it uses `NO_TAPS`, whose taps are the plain add. Capture, steer
 taps; a definition never hears of vectors, strengths or phases, and nothing is stored on its
 modules.
 
-Shapes: `h` and `r` are `[B, T, D]` in the model's dtype and keep shape and dtype.
+Shapes: `h` and `r` are `[B, T, D]` in the model's dtype and keep shape and dtype. Where a family
+carries several residual streams (hyper-connections), `h` is `[B, T, S, D]`: an edit of the stream
+acts on each of the `S` alike, and one of the sub-layer's output is spread by the family's own add.
 This module knows nothing of vectors or models.
 """
 
@@ -19,7 +21,7 @@ import mlx.core as mx
 __all__ = ["JOINS", "NO_TAPS", "PLAIN", "SITES", "Add", "Join", "Tap", "Taps", "site_place"]
 
 Join = Literal["attn", "mlp"]
-Add = Callable[[mx.array, mx.array], mx.array]
+Add = Callable[..., mx.array]  # of h, r and what else the family's add needs
 
 JOINS: tuple[Join, Join] = ("attn", "mlp")
 
@@ -49,14 +51,14 @@ class Tap:
         """Edit the residual after the join (`resid_mid`, `resid_post`)."""
         return h
 
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
-        """Return `stream(add(h, write(r)))`; `add` is the family's own (Gemma 3 clips)."""
-        return self.stream(add(h, self.write(r)))
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        """Return `stream(add(h, write(r), *more))`; `add` is the family's own (Gemma 3 clips)."""
+        return self.stream(add(h, self.write(r), *more))
 
 
 class _Plain(Tap):
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
-        return add(h, r)
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        return add(h, r, *more)
 
 
 PLAIN = _Plain()

@@ -59,7 +59,10 @@ def show(name: str, json_: bool) -> None:
         raise MlxsteerError(f"no model is known as {name!r}{hint}")
     if json_:
         return as_json(dataclasses.asdict(model))
-    facts({k: _line(v) for k, v in dataclasses.asdict(model).items() if v not in (None, "", ())})
+    values = dataclasses.asdict(model)
+    hub = values.pop("hub")
+    values |= {"hub" if len(hub) == 1 else f"hub {i}": one for i, one in enumerate(hub, 1)}
+    facts({k: _line(v) for k, v in values.items() if v not in (None, "", ())})
 
 
 def _source(model: Any) -> str:
