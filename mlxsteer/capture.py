@@ -96,6 +96,18 @@ class CaptureTap(Tap):
     def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
         return self.stream(add(h, self.write(r)))
 
+    def acts(self, stream: bool) -> bool:
+        kept = any(SITES[site] == (self.joins, stream) for site in self.sites)
+        return kept or self.inner.acts(stream)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        carried = self.inner.carry(target, read, stream=stream, scale=scale)
+        edit = self.inner.stream if stream else self.inner.write
+        self._keep(carried if read is target else edit(read), stream)
+        return carried
+
 
 def capturing(
     layers: Sequence[int],

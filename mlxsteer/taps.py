@@ -4,7 +4,8 @@ A block joins the residual stream twice, `h = h + attn(norm(h))` and `h = h + ml
 each join is one tap. A definition asks `taps.at(layer, join)` for it and calls `tap.join(h, r)`;
 with `taps=None` it uses `NO_TAPS`, whose taps are the plain add. Capture, steering and patching are
 taps; a definition never hears of vectors, strengths or phases, and nothing is stored on its
-modules.
+modules. A definition that adds by itself (one of mlx-lm's, see `adopt`) has its values changed
+before it adds them: `tap.carry`.
 
 Shapes: `h` and `r` are `[B, T, D]` in the model's dtype and keep shape and dtype.
 This module knows nothing of vectors or models.
@@ -52,6 +53,29 @@ class Tap:
     def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
         """Return `stream(add(h, write(r)))`; `add` is the family's own (Gemma 3 clips)."""
         return self.stream(add(h, self.write(r)))
+
+    def acts(self, stream: bool) -> bool:
+        """Whether `stream` (else `write`) does anything; an adopted model goes only there."""
+        name = "stream" if stream else "write"
+        return getattr(type(self), name) is not getattr(Tap, name)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        """Return `target`, changed by what `stream` (else `write`) changes in `read`.
+
+        Args:
+            target: what an adopted model is about to add, times `scale`, to the stream.
+            read: what the edit reads: `target` itself, or what the stream will be.
+            stream: whether `read` is the residual stream.
+            scale: the change is divided by it.
+        """
+        edited = self.stream(read) if stream else self.write(read)
+        if edited is read:
+            return target
+        if read is target:
+            return edited
+        return target + ((edited - read) / scale).astype(target.dtype)
 
 
 class _Plain(Tap):
