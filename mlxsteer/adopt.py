@@ -83,7 +83,7 @@ class _Pass:
         return tap.carry(target, read, stream=stream, scale=scale)
 
     def block(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.h = args[self.of.words.argument]
+        self.h = [*args, *kwargs.values()][self.of.words.argument]
         self.sum = {}
         out = _first(call(*args, **kwargs), self.output)
         self.visit += 1
