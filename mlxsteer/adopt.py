@@ -17,31 +17,31 @@ It knows nothing of vectors, files or names of models.
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from .anatomy import Words, part, words_of
+from .anatomy import Words, leaf, part, words_of
 from .errors import MlxsteerError, UsageError
 from .selftest import Report, selftest
-from .taps import PLAIN, Join, Tap, Taps, site_place
+from .taps import PLAIN, Join, Tap, Taps, check_site, site_place
+from .view import Hook, Route, View, first_of, routes, twin
 
 __all__ = ["adopt"]
 
-Step = str | int
-Route = tuple[Step, ...]
-Hook = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+log = logging.getLogger("mlxsteer")
 
 
 class _Block:
     """Where a block lies in its model, and its sub-layers in it."""
 
-    def __init__(self, route: Route, block: nn.Module) -> None:
-        self.words = words = words_of(block)
+    def __init__(self, route: Route, block: nn.Module, words: Words) -> None:
         self.route = route
+        self.words = words
         attn, mlp = part(block, words.attn), part(block, words.mlp)
         self.parts: dict[Join, tuple[tuple[str, ...], ...]] = {"attn": attn, "mlp": mlp}
         self.entry = part(block, words.entry)
@@ -55,7 +55,8 @@ class _Block:
             "mlp_out": bool(mlp),
             "resid_post": True,
         }
-        self.kind = (type(block), attn, mlp, self.sites["resid_mid"])
+        classes = [type(leaf(block, route)) for parts in (attn, mlp) for route in parts]
+        self.kind = (type(block), *classes, *self.sites.values())
 
 
 class _Pass:
@@ -85,7 +86,7 @@ class _Pass:
     def block(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.h = [*args, *kwargs.values()][self.of.words.argument]
         self.sum = {}
-        out = _first(call(*args, **kwargs), self.output)
+        out = first_of(call(*args, **kwargs), self.output)
         self.visit += 1
         return out
 
@@ -110,7 +111,7 @@ class _Pass:
 
     def joins(self, join: Join) -> Hook:
         def hook(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return _first(call(*args, **kwargs), lambda r: self.joined(join, r))
+            return first_of(call(*args, **kwargs), lambda r: self.joined(join, r))
 
         return hook
 
@@ -127,60 +128,11 @@ class _Pass:
         return whole if self.of.scale == 1 else whole * self.of.scale
 
 
-def _first(out: Any, edit: Callable[[mx.array], mx.array]) -> Any:
-    """The stream is the first of what a module returns, if it returns several things."""
-    if isinstance(out, (tuple, list)):
-        return type(out)([edit(out[0]), *out[1:]])
-    return edit(out)
-
-
-class _View:
-    """A copy of a tree of modules, as shallow as can be, in which some call hooks."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
-        self.copies: dict[Route, Any] = {(): root}
-
-    def own(self, route: Route) -> Any:
-        """Return the view's own copy of what lies at a route."""
-        if route not in self.copies:
-            parent = self.own(route[:-1])
-            node = parent[route[-1]]
-            twin = _twin(node) if isinstance(node, nn.Module) else copy.copy(node)
-            parent[route[-1]] = self.copies[route] = twin
-        return self.copies[route]
-
-    def hook(self, route: Route, hook: Hook) -> None:
-        """Let the module at a route be called through `hook(call, args, kwargs)`."""
-        module = self.own(route)
-        module.__class__ = _hooked(type(module))
-        vars(module)["_hook"] = hook
-
-
-def _twin(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    """A module with the same arrays, children and attributes."""
-    kind = kind or type(module)
-    twin: nn.Module = kind.__new__(kind)
-    dict.update(twin, module)
-    vars(twin).update(vars(module))
-    return twin
-
-
-@functools.cache
-def _hooked(kind: type[nn.Module]) -> type[nn.Module]:
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return vars(self)["_hook"](super(hooked, self).__call__, args, kwargs)
-
-    names = {"__call__": call, "__module__": kind.__module__}
-    hooked: type[nn.Module] = type(kind.__name__, (kind,), names)
-    return hooked
-
-
 def _view(
     model: nn.Module, kind: type[nn.Module], blocks: Sequence[_Block], taps: Taps
 ) -> tuple[nn.Module, list[_Pass]]:
     """A view of a model for one pass, and the passes through its tapped blocks."""
-    view, passes = _View(_twin(model, kind)), []
+    view, passes = View(twin(model, kind)), []
     count = len(blocks)
     layers = len(model.sites)
     wanted: dict[int, list[tuple[int, Tap, Tap]]] = {}
@@ -189,8 +141,8 @@ def _view(
             raise UsageError(f"layer {layer} does not exist: the model has 0 to {layers - 1}")
         for stream in (False, True):
             site = site_place(join, stream)
-            if taps.table[layer, join].acts(stream) and not blocks[layer % count].sites[site]:
-                raise UsageError(_missing(model, site, layer))
+            if taps.table[layer, join].acts(stream):
+                check_site(model, site, layer)
         wanted[layer % count] = []
     for index in sorted(wanted):
         visits = [
@@ -204,7 +156,7 @@ def _view(
     return view.root, passes
 
 
-def _hang(view: _View, passed: _Pass) -> None:
+def _hang(view: View, passed: _Pass) -> None:
     """Put the hooks of one block into a view: only where something acts."""
     block = passed.of
     view.hook(block.route, passed.block)
@@ -215,17 +167,12 @@ def _hang(view: _View, passed: _Pass) -> None:
     if any(tap.acts(True) for tap in taps["attn"]):
         for route in block.entry:
             view.hook(block.route + route, passed.entry)
-    for join, routes in block.parts.items():
+    for join, parts in block.parts.items():
         streams = (False, True) if join == "attn" else (False,)
-        if routes and any(tap.acts(stream) for tap in taps[join] for stream in streams):
-            for route in routes[:-1]:
+        if parts and any(tap.acts(stream) for tap in taps[join] for stream in streams):
+            for route in parts[:-1]:
                 view.hook(block.route + route, passed.beside(join))
-            view.hook(block.route + routes[-1], passed.joins(join))
-
-
-def _missing(model: nn.Module, site: str, layer: int) -> str:
-    there = [name for name, has in model.sites[layer].items() if has]
-    return f"layer {layer} of this {model.model_type} has no {site}: it has {', '.join(there)}"
+            view.hook(block.route + parts[-1], passed.joins(join))
 
 
 @functools.cache
@@ -243,7 +190,7 @@ def _adopted(kind: type[nn.Module]) -> type[nn.Module]:
         given = {} if input_embeddings is None else {"input_embeddings": input_embeddings}
         if not taps:
             return cast(mx.array, super(adopted, self).__call__(tokens, cache=cache, **given))
-        view, passes = _view(self, kind, self._places, taps)
+        view, passes = _view(self, kind, self._blocks, taps)
         logits: mx.array = view(tokens, cache=cache, **given)
         fired = sorted(place for passed in passes for place in passed.fired)
         places = sorted(
@@ -263,16 +210,18 @@ def _adopted(kind: type[nn.Module]) -> type[nn.Module]:
 
     def make_cache(self: Any) -> list[Any]:
         """Return the empty prompt cache that mlx-lm makes for the model."""
-        made: list[Any] = make_prompt_cache(_twin(self, kind))
+        made: list[Any] = make_prompt_cache(twin(self, kind))
         return made
 
     def layers(self: Any) -> list[nn.Module]:
         """The blocks, in the order in which they are visited."""
-        blocks = list(_twin(self, kind).layers)
+        blocks = list(twin(self, kind).layers)
         return blocks * (len(self.sites) // len(blocks))
 
     names = {"__call__": call, "make_cache": make_cache, "layers": property(layers)}
-    adopted: type[nn.Module] = type(kind.__name__, (kind,), {**names, "__module__": kind.__module__})
+    adopted: type[nn.Module] = type(
+        kind.__name__, (kind,), {**names, "__module__": kind.__module__}
+    )
     return adopted
 
 
@@ -286,28 +235,37 @@ def adopt(model: nn.Module) -> nn.Module:
         MlxsteerError: a model without a list of layers, of a family that is not steered, or that
             fails the self-test.
     """
-    blocks = _blocks(model)
-    refused = next((block.words.refused for block in blocks if block.words.refused), "")
+    places = _places(model)
+    words = [words_of(block) for _, block in places]
+    refused = next((w.refused for w in words if w.refused), "")
     if refused:
         raise MlxsteerError(f"models of type {model.model_type!r} are not steered: {refused}")
-    return _taken(model, blocks)
+    blocks = [_Block(route, block, w) for (route, block), w in zip(places, words, strict=True)]
+    try:
+        return _adopt(model, blocks)
+    except MlxsteerError as error:
+        if any(w != Words() for w in words):
+            raise
+        # a family that nobody has described: what is known of every block is its output
+        log.warning("of its sites only resid_post is steered, because %s", error)
+        whole = Words("", "", sums=False)
+        return _adopt(model, [_Block(route, block, whole) for route, block in places])
 
 
-def _taken(model: nn.Module, blocks: Sequence[_Block]) -> nn.Module:
-    adopted = _twin(model, _adopted(type(model)))
+def _adopt(model: nn.Module, blocks: Sequence[_Block]) -> nn.Module:
+    adopted = twin(model, _adopted(type(model)))
     visits = [block for _ in range(_loops(model, blocks[0])) for block in blocks]
-    # not by setattr: a module takes lists and tuples for its parameters
-    vars(adopted).update(_places=blocks, sites=[block.sites for block in visits])
-    report = selftest(
-        adopted,
-        [block.kind for block in visits],
-        [block.words.sums for block in visits],
-    )
-    vars(adopted).update(report=report, args=_arguments(model, len(visits), report))
+    sites = [block.sites for block in visits]
+    # not by setattr: a module takes lists for its parameters
+    vars(adopted).update(_blocks=blocks, sites=sites)
+    kinds, sums = [block.kind for block in visits], [block.words.sums for block in visits]
+    report = selftest(adopted, sites, kinds, sums)
+    vars(adopted).update(report=report, args=_arguments(model, report))
     return adopted
 
 
-def _blocks(model: nn.Module) -> list[_Block]:
+def _places(model: nn.Module) -> list[tuple[Route, nn.Module]]:
+    """The blocks in the order in which they are run, and where they lie."""
     layers = getattr(model, "layers", None)
     if not isinstance(layers, (list, tuple)) or not layers:
         raise MlxsteerError(
@@ -315,25 +273,15 @@ def _blocks(model: nn.Module) -> list[_Block]:
             "give a language model of mlx-lm"
         )
     at: dict[int, list[Route]] = {}
-    for route, node in _nodes(model, ()):
+    for route, node in routes(model):
         at.setdefault(id(node), []).append(route)
     found = []
-    for block in layers:
-        routes = at.get(id(block))
-        if not isinstance(block, nn.Module) or not routes:
-            raise MlxsteerError(f"layer {len(found)} of this {type(model).__name__} is no module")
-        found.append(_Block(routes.pop(0) if len(routes) > 1 else routes[0], block))
+    for n, block in enumerate(layers):
+        if not isinstance(block, nn.Module) or id(block) not in at:
+            raise MlxsteerError(f"layer {n} of this {type(model).__name__} is not in its tree")
+        mine = at[id(block)]  # a block that is there several times is taken in turn
+        found.append((mine.pop(0) if len(mine) > 1 else mine[0], block))
     return found
-
-
-def _nodes(node: Any, route: Route) -> Iterator[tuple[Route, Any]]:
-    yield route, node
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _nodes(child, (*route, name))
-    elif isinstance(node, (list, tuple)):
-        for i, child in enumerate(node):
-            yield from _nodes(child, (*route, i))
 
 
 def _loops(model: nn.Module, block: _Block) -> int:
@@ -345,10 +293,10 @@ def _loops(model: nn.Module, block: _Block) -> int:
     return int(getattr(node, block.words.loops))
 
 
-def _arguments(model: nn.Module, layers: int, report: Report) -> Any:
+def _arguments(model: nn.Module, report: Report) -> Any:
     """The model's arguments, with the three that everything here reads."""
     args = copy.copy(model.args if hasattr(model, "args") else model.config)
-    known = {"hidden_size": report.width, "num_hidden_layers": layers}
+    known = {"hidden_size": report.width, "num_hidden_layers": report.layers}
     known["vocab_size"] = report.vocabulary
     text = getattr(args, "text_config", None)
     if isinstance(text, dict) and "max_position_embeddings" in text:

@@ -10,11 +10,11 @@ the model computes. It knows nothing of vectors.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.nn as nn
 
-__all__ = ["WORDS", "Words", "part", "words_of"]
+__all__ = ["WORDS", "Words", "leaf", "part", "words_of"]
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,16 @@ def part(block: nn.Module, names: str) -> tuple[tuple[str, ...], ...]:
     """
     for alternative in names.split():
         routes = tuple(tuple(name.split(".")) for name in alternative.split("+"))
-        if all(_module(block, route) is not None for route in routes):
+        if all(leaf(block, route) is not None for route in routes):
             return routes
     return ()
 
 
-def _module(node: Any, route: tuple[str, ...]) -> nn.Module | None:
+def leaf(block: nn.Module, route: tuple[str, ...]) -> nn.Module | None:
+    """Return the module at a route, or None."""
+    node: Any = block
     for name in route:
         node = node.get(name)
         if not isinstance(node, nn.Module):
             return None
-    return node  # type: ignore[no-any-return]
+    return cast(nn.Module, node)

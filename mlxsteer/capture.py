@@ -23,7 +23,7 @@ from .errors import UsageError
 from .plan import taps
 from .progress import Progress, silent
 from .steering import Steering
-from .taps import PLAIN, SITES, Add, Join, Tap, Taps
+from .taps import PLAIN, SITES, Add, Join, Tap, Taps, check_site
 
 __all__ = [
     "CaptureTap",
@@ -224,6 +224,8 @@ def check_places(model: nn.Module, sites: Sequence[str], layers: Sequence[int]) 
     for site in sites:
         if site not in SITES:
             raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
+        for layer in layers:
+            check_site(model, site, layer)
 
 
 def _span(position: Position, length: int) -> tuple[int, int]:

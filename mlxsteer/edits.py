@@ -28,7 +28,17 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["Edit", "Kind", "add", "apply", "carry", "join", "keep_norm", "read_and_write", "weighted"]
+__all__ = [
+    "Edit",
+    "Kind",
+    "add",
+    "apply",
+    "carry",
+    "join",
+    "keep_norm",
+    "read_and_write",
+    "weighted",
+]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ It knows nothing of vectors, families or files.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +20,7 @@ from .errors import MlxsteerError
 from .plan import EditTap
 from .taps import JOINS, SITES, Join, Tap, Taps, site_place
 
-__all__ = ["Report", "selftest"]
+__all__ = ["Report", "selftest", "tested"]
 
 TOKENS = 3
 ROUNDING = 2.0**-6  # of the summed magnitudes: a few roundings of bfloat16
@@ -89,66 +90,159 @@ class _Watch(Tap):
         return carried
 
 
-def selftest(model: nn.Module, kinds: Sequence[Hashable], sums: Sequence[bool]) -> Report:
+def selftest(
+    model: nn.Module,
+    sites: Sequence[Mapping[str, bool]],
+    kinds: Sequence[Hashable],
+    sums: Sequence[bool],
+) -> Report:
     """Test a model with taps.
 
     Args:
-        model: it has `sites`, which of the four each layer has.
+        model: answers `model(tokens, cache, taps)`.
+        sites: which of the four each layer has.
         kinds: what sets layers apart; one of each kind is tested.
         sums: whether a layer is its input plus what joins there.
 
     Raises:
         MlxsteerError: it fails; the line says in what.
     """
-    plain, logits = _run(model, {})
-    every = [(n, site) for n, sites in enumerate(model.sites) for site in SITES if sites[site]]
-    _check_order(model, list(plain), every)
-    layers = len(model.sites)
-    first = {kind: n for n, kind in reversed(list(enumerate(kinds[1:], 1)))}
-    tested = sorted(set(first.values())) or [0]
-    for layer in tested:
-        found = {site: plain[layer, site] for site in SITES if (layer, site) in plain}
-        before = plain.get((layer - 1, "resid_post"))
-        if sums[layer]:
-            _check_sums(model, layer, before, found)
-        for site in found:
-            _check_edit(model, layer, site, plain, sums[layer])
-    width, vocabulary = plain[0, "resid_post"].shape[-1], logits.shape[-1]
-    sites = tuple(site for site in SITES if any(model.sites[n][site] for n in tested))
-    return Report(layers, len(every), tuple(tested), sites, width, vocabulary)
+    return _Test(model, sites).run(kinds, sums)
 
 
-def _run(model: nn.Module, inner: Mapping[tuple[int, Join], Tap]) -> tuple[Kept, mx.array]:
-    """What passes every site during three tokens, not evaluated, in order; and the logits."""
-    kept: Kept = {}
-    taps = {
-        (layer, join): _Watch(layer, join, sites, inner.get((layer, join)), kept)
-        for layer, sites in enumerate(model.sites)
-        for join in JOINS
-        if any(sites[site_place(join, stream)] for stream in (False, True))
-    }
-    tokens = mx.arange(1, TOKENS + 1)[None]
-    logits = model(tokens, cache=model.make_cache(), taps=Taps(taps))
-    return kept, logits
+def tested(model: nn.Module) -> Report:
+    """Return the report of an adopted model, or test one of our own definitions now.
+
+    Raises:
+        MlxsteerError: it fails.
+    """
+    found: Report | None = getattr(model, "report", None)
+    if found is not None:
+        return found
+    count = len(model.layers)
+    kinds = [(type(block), type(block.mlp)) for block in model.layers]
+    return selftest(model, [dict.fromkeys(SITES, True)] * count, kinds, [True] * count)
 
 
-def _fail(model: nn.Module, what: str) -> MlxsteerError:
-    return MlxsteerError(
-        f"this {model.model_type} fails the self-test and is not steered: {what}; "
-        "mlx-lm itself runs it unsteered"
-    )
+class _Test:
+    """One model and what an unedited pass leaves at each of its sites."""
 
+    def __init__(self, model: nn.Module, sites: Sequence[Mapping[str, bool]]) -> None:
+        self.model = model
+        self.sites = sites
+        self.plain, self.logits = self.passed({})
 
-def _check_order(
-    model: nn.Module, fired: list[tuple[int, str]], every: list[tuple[int, str]]
-) -> None:
-    """A layer's sites fire after all of the layers below; the last of them is its output."""
-    if set(fired) != set(every):
-        layer, site = min(set(fired) ^ set(every))
-        raise _fail(model, f"the tap {site} of layer {layer} never fired")
-    for (layer, site), (after, _) in zip(fired, fired[1:], strict=False):
-        if after != layer + (site == "resid_post"):
-            raise _fail(model, f"layer {after} is run after {site} of layer {layer}")
+    def passed(self, inner: Mapping[tuple[int, Join], Tap]) -> tuple[Kept, mx.array]:
+        """What passes every site during three tokens, not evaluated, in order; and the logits."""
+        kept: Kept = {}
+        taps = {
+            (layer, join): _Watch(layer, join, sites, inner.get((layer, join)), kept)
+            for layer, sites in enumerate(self.sites)
+            for join in JOINS
+            if any(sites[site_place(join, stream)] for stream in (False, True))
+        }
+        tokens = mx.arange(1, TOKENS + 1)[None]
+        logits = self.model(tokens, cache=self.model.make_cache(), taps=Taps(taps))
+        return kept, logits
+
+    def run(self, kinds: Sequence[Hashable], sums: Sequence[bool]) -> Report:
+        every = [(n, site) for n, has in enumerate(self.sites) for site in SITES if has[site]]
+        self.check_order(every)
+        first: dict[Hashable, int] = {}
+        for n in (*range(1, len(kinds)), 0):  # of the lowest layer the input is not known
+            first.setdefault(kinds[n], n)
+        chosen = sorted(first.values())
+        for layer in chosen:
+            if sums[layer]:
+                self.check_sums(layer, self.at(self.plain, layer), self.before(layer))
+            for site in self.at(self.plain, layer):
+                self.check_edit(layer, site, sums[layer])
+        return Report(
+            layers=len(self.sites),
+            taps=len(every),
+            tested=tuple(chosen),
+            sites=tuple(site for site in SITES if any(self.sites[n][site] for n in chosen)),
+            width=self.plain[0, "resid_post"].shape[-1],
+            vocabulary=self.logits.shape[-1],
+        )
+
+    def at(self, kept: Kept, layer: int) -> dict[str, mx.array]:
+        return {site: kept[layer, site] for site in SITES if self.sites[layer][site]}
+
+    def before(self, layer: int) -> mx.array | None:
+        return self.plain.get((layer - 1, "resid_post"))
+
+    def fail(self, what: str) -> MlxsteerError:
+        return MlxsteerError(
+            f"this {self.model.model_type} fails the self-test and is not steered: {what}; "
+            "mlx-lm itself runs it unsteered"
+        )
+
+    def check_order(self, every: list[tuple[int, str]]) -> None:
+        """A layer's sites fire after all of the layers below; the last of them is its output."""
+        fired = list(self.plain)
+        if set(fired) != set(every):
+            layer, site = min(set(fired) ^ set(every))
+            raise self.fail(f"the tap {site} of layer {layer} never fired")
+        for (layer, site), (after, _) in pairwise(fired):
+            if after != layer + (site == "resid_post"):
+                raise self.fail(f"layer {after} is run after {site} of layer {layer}")
+
+    def check_sums(
+        self, layer: int, at: Mapping[str, mx.array], before: mx.array | None, *more: mx.array
+    ) -> None:
+        """`resid_mid` and `resid_post` are what was there plus what joins.
+
+        Args:
+            at: the values of the layer's sites; what is left out is not checked.
+            before: the stream that enters the layer.
+            more: whatever else was summed, to know how much rounding there may be.
+        """
+        parts = [at[site] for site in ("attn_out", "mlp_out") if site in at]
+        parts += [x for x in (before, *more) if x is not None]
+        h = before
+        for join in JOINS:
+            r, after = at.get(site_place(join, False)), at.get(site_place(join, True))
+            if h is not None and r is not None:
+                h = h.astype(mx.float32) + r.astype(mx.float32)
+            if h is not None and after is not None and not _near(h, after, parts):
+                site = site_place(join, True)
+                raise self.fail(f"{site} of layer {layer} is not the sum of what joins there")
+            h = after if after is not None else h
+
+    def check_edit(self, layer: int, site: str, sums: bool) -> None:
+        """An edit acts there, by exactly itself, nowhere below, and above."""
+        join, stream = SITES[site]
+        here, what = self.plain[layer, site], f"an edit at {site} of layer {layer}"
+        size = mx.sqrt(mx.mean(mx.square(here.astype(mx.float32))))
+        row = size * mx.cos(1.7 * mx.arange(here.shape[-1]))
+        edit = (edits.add(row),)
+        tap = EditTap(() if stream else edit, edit if stream else ())
+        steered, _ = self.passed({(layer, join): tap})
+        moved = [k for k in self.plain if k[0] <= layer + 1 and not self.same(steered, k)]
+        if below := [k for k in moved if k[0] < layer]:
+            raise self.fail(f"{what} moves {below[0][1]} of layer {below[0][0]}")
+        if not mx.array_equal(steered[layer, site], here + row.astype(here.dtype)):
+            raise self.fail(f"{what} is not what changes there")
+        names = list(self.at(self.plain, layer))
+        expected = set(names[names.index(site) :])
+        if site == "attn_out" and "resid_mid" not in names:
+            expected -= {"mlp_out"}  # they run in parallel
+        found = {name for n, name in moved if n == layer}
+        if found != expected if sums else not expected - {"mlp_out"} <= found:
+            raise self.fail(f"{what} moves {', '.join(n for n in names if n in found)} there")
+        if sums and site != "resid_post":  # what was edited went into the stream
+            at = self.at(steered, layer)
+            before = self.before(layer)
+            parts = [row] if before is None else [row, before]
+            if stream:
+                at.pop("attn_out")
+            self.check_sums(layer, at, None if stream else before, *parts)
+        if layer + 1 < len(self.sites) and (layer + 1, "resid_post") not in moved:
+            raise self.fail(f"{what} does not reach layer {layer + 1}")
+
+    def same(self, steered: Kept, place: tuple[int, str]) -> bool:
+        return bool(mx.array_equal(steered[place], self.plain[place]).item())
 
 
 def _near(a: mx.array, b: mx.array, parts: Sequence[mx.array]) -> bool:
@@ -156,60 +250,3 @@ def _near(a: mx.array, b: mx.array, parts: Sequence[mx.array]) -> bool:
     size = sum((mx.abs(p.astype(mx.float32)) for p in parts), mx.abs(a))
     off = mx.abs(a.astype(mx.float32) - b.astype(mx.float32))
     return bool(mx.all(off <= ROUNDING * size).item())
-
-
-def _check_sums(
-    model: nn.Module,
-    layer: int,
-    before: mx.array | None,
-    at: Mapping[str, mx.array],
-    *edited: mx.array,
-) -> None:
-    """`resid_mid` and `resid_post` are what was there plus what joins."""
-    parts = [at[site] for site in ("attn_out", "mlp_out") if site in at]
-    parts += [x for x in (before, *edited) if x is not None]
-    h = before
-    for join in JOINS:
-        r, after = at.get(site_place(join, False)), at.get(site_place(join, True))
-        if h is not None and r is not None:
-            h = h.astype(mx.float32) + r.astype(mx.float32)
-        if h is not None and after is not None and not _near(h, after, parts):
-            raise _fail(model, f"{site_place(join, True)} of layer {layer} is not what joins there")
-        h = after if after is not None else h
-
-
-def _check_edit(model: nn.Module, layer: int, site: str, plain: Kept, sums: bool) -> None:
-    """An edit acts there, by exactly itself, nowhere below, and above."""
-    join, stream = SITES[site]
-    here = plain[layer, site]
-    row = mx.cos(1.7 * mx.arange(here.shape[-1])) * mx.sqrt(
-        mx.mean(mx.square(here.astype(mx.float32)))
-    )
-    edit = (edits.add(row),)
-    tap = EditTap(() if stream else edit, edit if stream else ())
-    steered, _ = _run(model, {(layer, join): tap})
-    names = [name for name in SITES if (layer, name) in plain]
-    for n in range(layer):
-        for name in SITES:
-            if (n, name) in plain and not mx.array_equal(steered[n, name], plain[n, name]):
-                raise _fail(model, f"an edit at {site} of layer {layer} moves {name} of layer {n}")
-    if not mx.array_equal(steered[layer, site], here + row.astype(here.dtype)):
-        raise _fail(model, f"an edit at {site} of layer {layer} is not what changes there")
-    moved = {n for n in names if not mx.array_equal(steered[layer, n], plain[layer, n])}
-    expected = set(names[names.index(site) :])
-    if site == "attn_out" and not model.sites[layer]["resid_mid"]:
-        expected -= {"mlp_out"}
-    if sums and moved != expected or not expected - {"mlp_out"} <= moved:
-        raise _fail(
-            model,
-            f"an edit at {site} of layer {layer} moves {', '.join(sorted(moved))}, "
-            f"not {', '.join(sorted(expected))}",
-        )
-    if sums and site != "resid_post":  # what was edited went into the stream
-        before = plain.get((layer - 1, "resid_post"))
-        at = {name: steered[layer, name] for name in names if not (stream and name == "attn_out")}
-        parts = [row] if before is None else [row, before]
-        _check_sums(model, layer, None if stream else before, at, *parts)
-    above = layer + 1, "resid_post"
-    if above in plain and mx.array_equal(steered[above], plain[above]):
-        raise _fail(model, f"an edit at {site} of layer {layer} does not reach layer {layer + 1}")

@@ -13,11 +13,24 @@ This module knows nothing of vectors or models.
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 
-__all__ = ["JOINS", "NO_TAPS", "PLAIN", "SITES", "Add", "Join", "Tap", "Taps", "site_place"]
+from .errors import UsageError
+
+__all__ = [
+    "JOINS",
+    "NO_TAPS",
+    "PLAIN",
+    "SITES",
+    "Add",
+    "Join",
+    "Tap",
+    "Taps",
+    "check_site",
+    "site_place",
+]
 
 Join = Literal["attn", "mlp"]
 Add = Callable[[mx.array, mx.array], mx.array]
@@ -37,6 +50,20 @@ SITES: dict[str, tuple[Join, bool]] = {
 def site_place(join: Join, stream: bool) -> str:
     """Return the site that a join has before (`stream=False`) or after the add."""
     return next(site for site, place in SITES.items() if place == (join, stream))
+
+
+def check_site(model: Any, site: str, layer: int) -> None:
+    """Refuse a site that a layer does not have: adopted models list theirs, ours have all four.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    sites = getattr(model, "sites", None)
+    if sites is not None and not sites[layer][site]:
+        there = ", ".join(name for name, has in sites[layer].items() if has)
+        raise UsageError(
+            f"layer {layer} of this {model.model_type} has no site {site}: it has {there}"
+        )
 
 
 class Tap:

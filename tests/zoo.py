@@ -94,7 +94,11 @@ OWN: dict[str, dict[str, Any]] = {
     "afm7": {"num_kv_reuse_layers": 2},
     "afmoe": {"layer_types": _SLIDING},
     "apertus": {"post_norm": False},
-    "baichuan_m1": {"sliding_window_layers": [0, 2], "conv_window": 2},
+    "baichuan_m1": {
+        "sliding_window_layers": [0, 2],
+        "conv_window": 2,
+        "tie_word_embeddings": False,
+    },
     "bailing_hybrid": {"layer_group_size": 2, "group_norm_size": 2, "num_key_value_heads": 4},
     "bailing_moe_linear": {"layer_group_size": 2, "group_norm_size": 2},
     "dbrx": {
@@ -104,7 +108,7 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"rope_scaling": _YARN},
     "deepseek_v41": {"qk_rope_head_dim": 4, "o_groups": 2, "o_lora_rank": 8, "hc_mult": 3},
     "ernie4_5_moe": {"moe_num_shared_experts": 1},
-    "exaone4": {"rope_scaling": None},
+    "exaone4": {"rope_scaling": None, "sliding_window_pattern": "LG"},
     "exaone_moe": {"layer_types": _SLIDING, "is_moe_layer": [False, True, True, True]},
     "falcon_h1": {
         "mamba_d_ssm": 32,
@@ -113,13 +117,12 @@ OWN: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_proj_bias": False,
     },
-    "gear": {"layer_types": ["conv", "full_attention", "sliding_attention", "conv"]},
+    "gear": {"layer_types": ["full_attention", "conv_mixer", "sliding_attention", "conv_mixer"]},
     "gemma3n.TextConfig": {
         "num_kv_shared_layers": 1,
         "rope_local_base_freq": 10000.0,
         "final_logit_softcapping": 30.0,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
-        + ["full_attention"],
+        "layer_types": _SLIDING,
         "activation_sparsity_pattern": [0.0] * 4,
         "hidden_size_per_layer_input": 8,
         "altup_num_inputs": 3,
@@ -155,7 +158,12 @@ OWN: dict[str, dict[str, Any]] = {
         "mamba_n_groups": 1,
         "mamba_conv_bias": True,
     },
-    "hunyuan": {"use_mixed_mlp_moe": True, "use_cla": True, "cla_share_factor": 2},
+    "hunyuan": {
+        "use_mixed_mlp_moe": True,
+        "use_cla": True,
+        "cla_share_factor": 2,
+        "rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 8.0},
+    },
     "jamba": {
         "attn_layer_offset": 1,
         "attn_layer_period": 2,
@@ -189,6 +197,7 @@ OWN: dict[str, dict[str, Any]] = {
         "interleave_moe_layer_step": 2,
         "intermediate_size_mlp": 64,
         "rope_scaling": None,
+        "num_experts_per_tok": 1,
     },
     "llama4_text": {"intermediate_size_mlp": 64, "no_rope_layers": [1, 1, 1, 0]},
     "longcat_flash": _LONGCAT,
@@ -217,7 +226,12 @@ OWN: dict[str, dict[str, Any]] = {
         "swa_v_head_dim": 8,
     },
     "minicpm": {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 2.0},
-    "minicpm3": {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 2.0},
+    "minicpm3": {
+        "dim_model_base": 16,
+        "scale_depth": 1.4,
+        "scale_emb": 2.0,
+        "rope_scaling": {"short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+    },
     "minimax_m3_vl.TextArgs": {
         "dense_intermediate_size": 64,
         "rotary_dim": 4,
@@ -226,6 +240,16 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "ministral3": {"rope_parameters": _LLAMA4_SCALE},
     "mistral4": {"rope_parameters": _LLAMA4_SCALE},
+    "muse_spark.TextArgs": {
+        "post_norm_eps": 1e-6,
+        "rope_parameters": _ROPE,
+        "layer_rope_theta": [10000.0, 0.0] * 2,
+        "layer_types": _SLIDING,
+        "final_logit_softcapping": 20.0,
+        "output_multiplier": 0.5,
+        "moe_hidden_size": 32,
+        "num_shared_experts": 0,
+    },
     "nanbeige": {"num_loops": 2},
     "nemotron": {"hidden_act": "relu2"},
     "nemotron-nas": {
@@ -253,16 +277,29 @@ OWN: dict[str, dict[str, Any]] = {
         "ffn_multipliers": [1.0, 1.5, 2.0, 2.0],
     },
     "phi3small": {
+        "vocab_size": 100352,  # tokens of its own, far out, are blocked
         "dense_attention_every_n_layers": 2,
         "ff_intermediate_size": 64,
         "gegelu_limit": 20.0,
-        "blocksparse_block_size": 4,
-        "blocksparse_num_local_blocks": 2,
     },
-    "phimoe": {"rope_scaling": {"long_factor": [1.0] * 4, "short_factor": [1.0] * 4}},
-    "phixtral": {},
+    "phimoe": {
+        "rope_scaling": {
+            **dict.fromkeys(("long_factor", "short_factor"), [1.0] * 4),
+            **dict.fromkeys(("long_mscale", "short_mscale"), 1.2),
+        }
+    },
     "plamo": {"n_shared_head": 2},
+    "prism_hadamard_qwen35": {
+        "tensor_namespace": "mlx-vlm-qwen3_5",
+        "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
+        "modules": [
+            {"path": path, "embedding": False, "dtype": "float16", "block": 0}
+            for path in ("model.layers.0.mlp.gate_proj", "model.layers.3.mlp.up_proj")
+        ],
+        "text_config": {"hidden_size": 128, "num_experts": 0},
+    },
     "qwen": {"kv_channels": 8},
+    "qwen3_5": {"text_config": {"num_experts": 0}},
     "qwen3_5.TextModelArgs": {"full_attention_interval": 2},
     "qwen3_next": {"full_attention_interval": 2},
     "recurrent_gemma": {
@@ -298,6 +335,7 @@ NESTED: dict[str, str] = {
     "llama4": "llama4.TextArgs",
     "minimax_m3_vl": "minimax_m3_vl.TextArgs",
     "mistral3": "ministral3",
+    "muse_spark": "muse_spark.TextArgs",
     "pixtral": "llama",
     "prism_hadamard_qwen35": "qwen3_5.TextModelArgs",
     "qwen2_vl": "qwen2",
