@@ -344,20 +344,38 @@ NESTED: dict[str, str] = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3_moe",
 }
-LEFT_OUT: dict[str, str] = {
-    "olmo": "mlx-lm's module needs the package ai2-olmo, which is not installed",
+# architecture -> its sites, where it has not all four (some of its layers may have fewer)
+PARALLEL = ("attn_out", "mlp_out", "resid_post")
+ONE = ("attn_out", "resid_post")
+WHOLE = ("resid_post",)
+FEWER: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cohere", "cohere2", "gpt_neox", "gptj", "phi", "phixtral"), PARALLEL),
+    **dict.fromkeys(("deepseek_v41", "kimi_k3", "plamo"), PARALLEL),
+    **dict.fromkeys(("mamba", "mamba2", "nemotron_h"), ONE),
+    **dict.fromkeys(("gemma3n", "longcat_flash", "longcat_flash_ngram"), WHOLE),
 }
+LEFT_OUT: dict[str, str] = {
+    "bitnet": "its packed layers run as a Metal kernel only",
+    "iquestloopcoder": "not steered: it runs the parts of its blocks past the blocks",
+    "muse_spark": "not steered: no edit reaches the norm that its blocks hand on; Metal only",
+    "olmo": "mlx-lm's module needs the package ai2-olmo",
+}
+# modules of mlx-lm that define no model
+HELPERS = ["activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline"]
+HELPERS += ["rope_utils", "ssm", "switch_layers"]
 
 
-def architectures() -> list[str]:
-    """Return the modules of mlx-lm that define a model."""
-    found = []
-    for module in pkgutil.iter_modules(mlx_lm.models.__path__):
-        if module.name in LEFT_OUT:
-            continue
-        if hasattr(importlib.import_module(f"mlx_lm.models.{module.name}"), "Model"):
-            found.append(module.name)
-    return found
+def modules() -> list[str]:
+    """Return the names of mlx-lm's modules of models, none of them imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(mlx_lm.models.__path__))
+
+
+ARCHITECTURES = [name for name in modules() if name not in HELPERS and name not in LEFT_OUT]
+
+
+def sites_of(architecture: str) -> tuple[str, ...]:
+    """Return the sites that an architecture has."""
+    return FEWER.get(architecture, ("attn_out", "resid_mid", "mlp_out", "resid_post"))
 
 
 def config(architecture: str, **changes: Any) -> dict[str, Any]:
