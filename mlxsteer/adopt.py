@@ -71,7 +71,7 @@ class _Pass:
         self.sum: dict[Join, Any] = {}  # what the other parts of a sum will add
 
     def tap(self, join: Join) -> Tap:
-        _, attn, mlp = self.visits[self.visit]
+        _, attn, mlp = self.visits[self.visit % len(self.visits)]
         return attn if join == "attn" else mlp
 
     def carry(
@@ -80,7 +80,8 @@ class _Pass:
         tap = self.tap(join)
         if not tap.acts(stream):
             return target
-        self.fired.append((self.visits[self.visit][0], site_place(join, stream)))
+        layer = self.visits[self.visit % len(self.visits)][0]
+        self.fired.append((layer, site_place(join, stream)))
         return tap.carry(target, read, stream=stream, scale=scale)
 
     def block(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -118,7 +119,7 @@ class _Pass:
     def joined(self, join: Join, r: mx.array) -> mx.array:
         scale = self.of.scale
         r = self.carry(join, False, r, self.joining(join, r), scale)
-        if join == "attn" and self.tap("attn").acts(True):
+        if join == "attn" and self.h is not None and self.tap("attn").acts(True):
             r = self.carry(join, True, r, self.h + self.joining(join, r), scale)
         return r
 
@@ -200,7 +201,7 @@ def _adopted(kind: type[nn.Module]) -> type[nn.Module]:
             if tap.acts(stream)
         )
         if fired != places:
-            layer, site = next(iter(set(places) ^ set(fired)), places[0])
+            layer, site = min(p for p in {*places, *fired} if fired.count(p) != places.count(p))
             raise MlxsteerError(
                 f"the tap {site} of layer {layer} fired {fired.count((layer, site))} times: "
                 f"this {self.model_type} is not steered"

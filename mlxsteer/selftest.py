@@ -20,7 +20,7 @@ from .errors import MlxsteerError
 from .plan import EditTap
 from .taps import JOINS, SITES, Join, Tap, Taps, site_place
 
-__all__ = ["Report", "selftest", "tested"]
+__all__ = ["Report", "report_of", "selftest"]
 
 TOKENS = 3
 ROUNDING = 2.0**-6  # of the summed magnitudes: a few roundings of bfloat16
@@ -110,7 +110,7 @@ def selftest(
     return _Test(model, sites).run(kinds, sums)
 
 
-def tested(model: nn.Module) -> Report:
+def report_of(model: nn.Module) -> Report:
     """Return the report of an adopted model, or test one of our own definitions now.
 
     Raises:
