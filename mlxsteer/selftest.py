@@ -8,6 +8,7 @@ and reaches the layer above. "The logits move" would not do: an edit at the wron
 It knows nothing of vectors, families or files.
 """
 
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ import mlx.nn as nn
 from . import edits
 from .errors import MlxsteerError
 from .plan import EditTap
-from .taps import JOINS, SITES, Join, Tap, Taps, site_place
+from .taps import JOINS, SITES, Add, Join, Tap, Taps, site_place
 
 __all__ = ["Report", "report_of", "selftest"]
 
@@ -74,6 +75,10 @@ class _Watch(Tap):
 
     def stream(self, h: mx.array) -> mx.array:
         return self.keep(True, self.inner.stream(h))
+
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
+        self.keep(False, self.inner.write(r))
+        return self.keep(True, self.inner.join(h, r, add))
 
     def keep(self, stream: bool, x: mx.array) -> mx.array:
         layer, join = self.place

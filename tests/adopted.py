@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from tiny import direction, nodes
 from zoo import build
@@ -64,10 +65,14 @@ def everything(model: Any, inner: Taps | None = None) -> dict[tuple[int, str], m
     return kept
 
 
+def number(x: mx.array) -> float:
+    return float(np.array(x))
+
+
 def size_at(model: Any, layer: int, site: str) -> float:
     """Return the usual length of what passes a site."""
     norms = mx.linalg.norm(everything(model)[layer, site].astype(mx.float32), axis=-1)
-    return max(float(mx.mean(norms).item()), 1e-3)
+    return max(number(mx.mean(norms)), 1e-3)
 
 
 def check_plain(model: Any, theirs: nn.Module) -> None:
@@ -101,6 +106,7 @@ def check_site(model: Any, site: str) -> None:
                 assert mx.array_equal(after, before + row), "not the edit"
             elif n > layer and name == "resid_post":
                 assert not mx.array_equal(after, before), f"{name} of layer {n} did not move"
+        check_joined(model, layer, site, row, plain, steered)
         up, down = (
             (forward(model, TOKENS, steering=Steering((v, s))) - logits)[..., :SHOWN]
             for s in (STEP, -STEP)
@@ -108,9 +114,24 @@ def check_site(model: Any, site: str) -> None:
         norms = mx.linalg.norm(up, axis=-1) * mx.linalg.norm(down, axis=-1)
         cosines = mx.sum(up * down, axis=-1) / mx.maximum(norms, 1e-30)
         # of one token or another it may change the experts
-        assert mx.median(cosines).item() < -0.5, f"layer {layer}: {cosines.tolist()}"
+        assert number(mx.median(cosines)) < -0.5, f"layer {layer}: {cosines.tolist()}"
         off = forward(model, TOKENS, steering=Steering((v, 0.0)))
         assert mx.array_equal(off, logits)
+
+
+def check_joined(
+    model: Any, layer: int, site: str, row: mx.array, plain: Any, steered: Any
+) -> None:
+    """What is edited enters the stream with its sign and size, where nothing else is added."""
+    if not model._blocks[layer % len(model._blocks)].words.sums or site == "resid_post":
+        return
+    a, b = ({s: kept.get((layer, s)) for s in SITES} for kept in (plain, steered))
+    after = "resid_mid" if site == "attn_out" and a["resid_mid"] is not None else "resid_post"
+    moved = b[after] - a[after]
+    if after == "resid_post" and a["mlp_out"] is not None and site != "mlp_out":
+        moved = moved - (b["mlp_out"] - a["mlp_out"])
+    size = max(number(mx.max(mx.abs(a[after]))), number(mx.max(mx.abs(row))))
+    assert mx.max(mx.abs(moved - row)) < 1e-4 * size, f"{site} of layer {layer} is not what joins"
 
 
 def check_against_a_changed_model(model: Any, theirs: nn.Module) -> None:
@@ -118,7 +139,8 @@ def check_against_a_changed_model(model: Any, theirs: nn.Module) -> None:
     count = len(theirs.layers)
     for layer in range(len(model.layers)):
         v = vector(model, (layer,), "resid_post", scale=1.0)
-        row, visits = mx.array(v.rows()[layer]), []
+        row = mx.array(v.rows()[layer])
+        visits: list[int] = []
         block, kind = theirs.layers[layer % count], type(theirs.layers[layer % count])
 
         def adding(self, *args, kind=kind, row=row, visits=visits, layer=layer, **kwargs):
@@ -150,7 +172,7 @@ def on_all(model: Any, strength: float, seed: int = 0) -> Steering:
 
 def deviation(a: mx.array, b: mx.array) -> float:
     a, b = (x[..., :SHOWN].astype(mx.float32) for x in (a, b))
-    return float((mx.max(mx.abs(a - b)) / mx.max(mx.abs(a))).item())
+    return number(mx.max(mx.abs(a - b)) / mx.max(mx.abs(a)))
 
 
 def in_pieces(model: Any, steering: Steering) -> mx.array:

@@ -242,7 +242,7 @@ def test_adapters(kind: str, first: bool, tmp_path: Path) -> None:
     linear_to_lora_layers(donor, 2, parameters, use_dora=kind == "dora")
     weights = {
         name: mx.random.normal(w.shape, key=mx.random.key(i)) * 0.2
-        for i, (name, w) in enumerate(tree_flatten(donor.parameters()))
+        for i, (name, w) in enumerate(dict(tree_flatten(donor.parameters())).items())
         if "lora_" in name or name.endswith(".m")
     }
     assert weights
@@ -352,7 +352,8 @@ def test_a_sign_that_is_turned(monkeypatch: pytest.MonkeyPatch, place: str) -> N
     right = getattr(edits, place)
 
     def turned(x: mx.array, *rest: Any) -> mx.array:
-        return 2 * x - right(x, *rest)
+        edited: mx.array = right(x, *rest)
+        return 2 * x - edited
 
     monkeypatch.setattr(edits, place, turned)
     adopt_broken(monkeypatch, "gemma2", "an edit at .* of layer 1")
@@ -374,6 +375,31 @@ def test_an_edit_that_leaks_below(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(selftest._Test, "passed", leaking)
     adopt_broken(monkeypatch, "gemma2", "an edit at attn_out of layer 1 moves attn_out of layer 0")
+
+
+def test_the_checks_of_a_site_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of every architecture, of models that break after they were adopted."""
+    model, theirs = adopt(build("gemma2")), build("gemma2")
+    right, carry = view.View.hook, edits.carry
+    with monkeypatch.context() as broken:
+        broken.setattr(view.View, "hook", lambda v, route, h: right(v, shifted(route, 1), h))
+        for site in SITES:
+            with pytest.raises((AssertionError, MlxsteerError)):
+                check_site(model, site)
+        with pytest.raises((AssertionError, MlxsteerError)):
+            check_against_a_changed_model(model, theirs)
+    for wrong in (lambda t, *rest: 2 * t - carry(t, *rest), lambda t, *rest: t):
+        with monkeypatch.context() as broken:
+            broken.setattr(edits, "carry", wrong)
+            for site in SITES:
+                with pytest.raises(AssertionError, match=r"not the edit|not what joins|did not"):
+                    check_site(model, site)
+            with pytest.raises(AssertionError):
+                check_against_a_changed_model(model, theirs)
+    with pytest.raises(AssertionError):
+        check_plain(model, build("gemma2", seed=1))
+    for site in SITES:
+        check_site(model, site)
 
 
 WRONG = {
@@ -595,7 +621,7 @@ def test_configs_that_are_refused(values: dict[str, Any], words: str, tmp_path: 
 def test_a_vector_carries_the_places_of_an_adopted_model() -> None:
     """What is extracted at a site is what passes it."""
     model, _ = pair("granitemoehybrid")
-    found = capture(model, [TOKENS[0].tolist()], sites=list(SITES), positions=-1)
+    found = capture(model, [np.array(TOKENS[0]).tolist()], sites=list(SITES), positions=-1)
     seen = everything(model)
     for site in SITES:
         for layer in range(4):

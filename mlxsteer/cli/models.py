@@ -41,7 +41,7 @@ def list_(json_: bool = False) -> None:
             for m in models
         ],
     )
-    say("Any Hub id, folder or .gguf file of these families works too: -m NAME")
+    say("Any Hub id or folder that mlx-lm loads works too, .gguf files of these families: -m NAME")
 
 
 @command.command("show")
@@ -49,7 +49,9 @@ def list_(json_: bool = False) -> None:
 @click.option("--test", is_flag=True, help="Load it, and test that edits act where they should.")
 @json_option
 def show(name: str, test: bool, json_: bool) -> None:
-    """Show what is known of the model NAME; with --test, of any model that -m takes.
+    """Show what is known of the model NAME.
+
+    With --test NAME may be whatever -m takes.
 
     \b
     Examples:
