@@ -6,9 +6,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from tiny import direction, nodes
-from zoo import build
+from zoo import build, build_half
 
 from mlxsteer.adopt import adopt
 from mlxsteer.capture import capturing
@@ -203,6 +204,22 @@ def check_rows(model: Any) -> None:
     for i, row in enumerate(together):
         near = [deviation(logits[i], row) for logits in alone]
         assert [d < 1e-5 for d in near] == [i == n for n in range(3)], near
+
+
+def check_half(architecture: str) -> None:
+    """In bfloat16 the self-test passes, and a steered pass keeps the dtypes of a plain one."""
+    model = adopt(build_half(architecture))
+    steered = Steered(model, on_all(model, 1.0))
+    found = []
+    for each in (model, steered):
+        cache = each.make_cache()
+        logits = each(TOKENS, cache=cache)
+        held = dict(tree_flatten([c.state for c in cache[: len(model.make_cache())]]))
+        dtypes = [x.dtype for x in held.values() if isinstance(x, mx.array)]
+        found.append((logits.dtype, dtypes))
+        assert mx.isfinite(logits[..., :SHOWN]).all()
+    assert found[0] == found[1]
+    assert deviation(model(TOKENS), steered(TOKENS)) > 1e-3
 
 
 def step(model: Any) -> tuple[int, mx.Dtype]:

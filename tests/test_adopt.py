@@ -13,6 +13,7 @@ import pytest
 from adopted import (
     TOKENS,
     check_against_a_changed_model,
+    check_half,
     check_nodes,
     check_pieces,
     check_plain,
@@ -28,6 +29,7 @@ from adopted import (
 )
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from tiny import CONFIGS, DTYPES, LAYERS, WIDTH, direction, nodes, twins
 from tiny import vector as tiny_vector
@@ -67,6 +69,36 @@ def test_a_sample(architecture: str) -> None:
     check_pieces(model)
     check_rows(model)
     check_nodes(architecture)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "hunyuan", "falcon_h1"])
+def test_half_precision(architecture: str) -> None:
+    check_half(architecture)
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "sequential": ("gpt_neox", {"use_parallel_residual": False}, 16),
+    "parallel": ("stablelm", {"use_parallel_residual": True}, 12),
+    "dense": ("granitemoehybrid", {"num_local_experts": None}, 16),
+    "no residual mixing": ("kimi_k3", {"text_config": {"attn_res_block_size": None}}, 16),
+    "one loop": ("nanbeige", {"num_loops": 1}, 16),
+    "normed loops": ("nanbeige", {"num_loops": 3, "skip_loop_final_norm": True}, 48),
+    "moe as mlp": ("gemma4_text", {"enable_moe_block": False}, 16),
+    "nested llama": ("mistral3", {"text_config": {"model_type": "llama"}}, 16),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(variant: str) -> None:
+    """What a config changes in how a family's blocks join."""
+    architecture, changes, taps_ = VARIANTS[variant]
+    model, theirs = (build(architecture, **changes) for _ in range(2))
+    model = adopt(model)
+    assert model.report.taps == taps_
+    check_plain(model, theirs)
+    check_against_a_changed_model(model, theirs)
+    for site in sites_of(model):
+        check_site(model, site)
 
 
 @pytest.mark.parametrize(("architecture", "site"), SITE_OF_EACH)
@@ -162,6 +194,20 @@ def test_patching() -> None:
         patched = forward(model, TOKENS, taps=patching(kept))
         assert deviation(clean, patched) < 1e-4
         assert deviation(clean, forward(model, TOKENS)) > 1e-2
+
+
+def test_real_weights_in_the_class_of_mlx_lm(smollm2_gguf: Path) -> None:
+    ours, _ = load(smollm2_gguf)
+    theirs = llama.Model(llama.ModelArgs.from_dict(vars(ours.args)))
+    theirs.update(ours.parameters())
+    model = adopt(theirs)
+    assert model.report.taps == 120
+    row = direction(width=576)
+    for site in SITES:
+        v = Vector.from_rows("v", dict.fromkeys(range(10, 20), 4 * row), site=site)
+        a, b = (forward(m, TOKENS, steering=Steering((v, 1.0))) for m in (ours, model))
+        assert deviation(a, b) < 1e-4
+        assert deviation(a, forward(model, TOKENS)) > 1e-2
 
 
 # Nothing is copied, nothing is left behind

@@ -1,8 +1,11 @@
 """Every architecture of mlx-lm, adopted: `make conformance` runs this and writes the page."""
 
+from pathlib import Path
+
 import pytest
 from adopted import (
     check_against_a_changed_model,
+    check_half,
     check_nodes,
     check_pieces,
     check_plain,
@@ -12,7 +15,7 @@ from adopted import (
     sites_of,
 )
 from tiny import CONFIGS
-from zoo import ARCHITECTURES, HELPERS, LEFT_OUT, build, config, modules
+from zoo import ARCHITECTURES, HELPERS, LEFT_OUT, ONLY_FLOAT32, build, config, modules
 from zoo import sites_of as sites_in_data
 
 from mlxsteer.adopt import adopt
@@ -27,7 +30,7 @@ tested. `as plain`: bits, nodes and caches of mlx-lm's own. A site: an edit in e
 by exactly the edit, all layers above, none below; turned round it moves the logits the other way;
 at strength 0 it does nothing. `changed model`: as mlx-lm's own with a block that adds the edit by
 itself. `pieces`: whole, in chunks and token by token. `rows`: three strengths in one batch.
-`nodes`: at most one more for each site.
+`nodes`: at most one more for each site. `bfloat16`: the self-test, and that dtypes are kept.
 
 Left out of """
     + f"{len(ARCHITECTURES) + len(LEFT_OUT)}:\n\n"
@@ -43,6 +46,8 @@ EACH = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def test_every_module_of_mlx_lm_is_accounted_for() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"{len(ARCHITECTURES)} architectures of mlx-lm" in readme
     assert set(ARCHITECTURES) | set(LEFT_OUT) | set(HELPERS) == set(modules())
     assert len(ARCHITECTURES) >= 100
     assert set(CONFIGS) <= set(ARCHITECTURES)
@@ -109,6 +114,12 @@ def test_rows(architecture: str) -> None:
 @column("nodes")
 def test_nodes(architecture: str) -> None:
     check_nodes(architecture)
+
+
+@column("bfloat16")
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a not in ONLY_FLOAT32])
+def test_half_precision(architecture: str) -> None:
+    check_half(architecture)
 
 
 def test_what_is_refused_is_refused_by_name() -> None:

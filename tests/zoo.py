@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models
 from mlx.utils import tree_map
+from mlx_lm.models.switch_layers import SwitchLinear
 
 LAYERS, WIDTH, VOCABULARY = 4, 32, 64
 
@@ -360,6 +361,8 @@ LEFT_OUT: dict[str, str] = {
     "muse_spark": "not steered: no edit reaches the norm that its blocks hand on; Metal only",
     "olmo": "mlx-lm's module needs the package ai2-olmo",
 }
+# what this machine's CPU cannot run in half precision: experts that are not packed, or cannot be
+ONLY_FLOAT32 = {"deepseek_v41", "kimi_k3"}
 # modules of mlx-lm that define no model
 HELPERS = ["activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline"]
 HELPERS += ["rope_utils", "ssm", "switch_layers"]
@@ -400,6 +403,17 @@ def build(architecture: str, *, seed: int = 0, dtype: str = "float32", **changes
     mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def build_half(architecture: str) -> nn.Module:
+    """Return the model in bfloat16, its experts packed in 8 bits as a CPU wants them."""
+    model = build(architecture, dtype="bfloat16")
+    nn.quantize(model, group_size=32, bits=8, class_predicate=_packs)
+    return model
+
+
+def _packs(path: str, module: nn.Module) -> bool:
+    return isinstance(module, SwitchLinear) and module.weight.shape[-1] % 32 == 0
 
 
 def _random(weight: mx.array) -> mx.array:
