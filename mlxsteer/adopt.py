@@ -229,6 +229,8 @@ def _adopted(kind: type[nn.Module]) -> type[nn.Module]:
 def adopt(model: nn.Module) -> nn.Module:
     """Return a model of mlx-lm with taps. It shares all modules, so use it in place of `model`.
 
+        model = adopt(mlx_lm.load("owner/name", adapter_path="adapters")[0])
+
     It has `args` with `hidden_size`, `num_hidden_layers` and `vocab_size`, whatever the family
     calls them; `sites`, which of the four each layer has; and `report`, the self-test's result.
 
@@ -236,6 +238,8 @@ def adopt(model: nn.Module) -> nn.Module:
         MlxsteerError: a model without a list of layers, of a family that is not steered, or that
             fails the self-test.
     """
+    if isinstance(getattr(model, "report", None), Report):
+        return model  # it is adopted already
     places = _places(model)
     words = [words_of(block) for _, block in places]
     refused = next((w.refused for w in words if w.refused), "")

@@ -487,6 +487,7 @@ def test_a_family_that_nobody_described(
 def test_the_report() -> None:
     model, _ = pair("qwen3_next")
     assert report_of(model) is model.report
+    assert adopt(model) is model
     assert model.report.tested == (1, 2)
     assert "passed: 16 taps in 4 layers" in str(model.report)
     ours, _ = twins()
