@@ -16,7 +16,7 @@ import mlx_lm.models
 from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import SwitchLinear
 
-LAYERS, WIDTH, VOCABULARY = 4, 32, 64
+LAYERS, WIDTH, VOCABULARY = 4, 32, 96
 
 USUAL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim"), WIDTH),
