@@ -24,7 +24,7 @@ from .errors import UsageError
 from .plan import taps
 from .progress import Progress, silent
 from .steering import Steering
-from .taps import PLAIN, SITES, Add, Join, Tap, Taps
+from .taps import PLAIN, SITES, Add, Join, Tap, Taps, check_site
 
 __all__ = [
     "CaptureTap",
@@ -104,6 +104,18 @@ class CaptureTap(Tap):
         h = self.inner.join(h, r, add, *more)  # as it is without this tap, bit for bit
         self._keep(h, stream=True)
         return h
+
+    def acts(self, stream: bool) -> bool:
+        kept = any(SITES[site] == (self.joins, stream) for site in self.sites)
+        return kept or self.inner.acts(stream)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        carried = self.inner.carry(target, read, stream=stream, scale=scale)
+        edit = self.inner.stream if stream else self.inner.write
+        self._keep(carried if read is target else edit(read), stream)
+        return carried
 
 
 def capturing(
@@ -221,6 +233,8 @@ def check_places(model: nn.Module, sites: Sequence[str], layers: Sequence[int]) 
     for site in sites:
         if site not in SITES:
             raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
+        for layer in layers:
+            check_site(model, site, layer)
 
 
 def _span(position: Position, length: int) -> tuple[int, int]:

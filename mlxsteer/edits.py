@@ -10,7 +10,8 @@ row), `f` the identity or relu, and a weight `w` over tokens. All edits of one p
 while a model writes: a Python float inside a compiled function would be frozen there, the slider
 would move and nothing would change.
 
-`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds.
+`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds;
+`carry` does so with the edits of one place in a model that adds by itself.
 Additive edits are one graph node, as many as the plain add, in every dtype: vectors are float32 and
 are cast to the stream's dtype inside the compiled function, so a bfloat16 stream stays bfloat16.
 The others read and sum in float32 and round once.
@@ -28,7 +29,17 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["Edit", "Kind", "add", "apply", "join", "keep_norm", "read_and_write", "weighted"]
+__all__ = [
+    "Edit",
+    "Kind",
+    "add",
+    "apply",
+    "carry",
+    "join",
+    "keep_norm",
+    "read_and_write",
+    "weighted",
+]
 
 
 _Add = Callable[..., mx.array]
@@ -219,3 +230,39 @@ def join(
     stream_kinds, stream_arrays = _flat(streams)
     fused = _compiled(plain_add, len(more), write_kinds, stream_kinds)
     return fused(h, r, *more, *write_arrays, *stream_arrays)
+
+
+@functools.cache
+def _carrying(kinds: tuple[Kind, ...], scale: float, own: bool) -> Callable[..., mx.array]:
+    additive = all(kind.name == "add" for kind in kinds)
+
+    def fused(target: mx.array, *arrays: mx.array) -> mx.array:
+        if own:
+            return _edited(target, kinds, iter(arrays))
+        if additive:  # what is read does not matter
+            rest = iter(arrays)
+            for kind in kinds:
+                v = next(rest) * next(rest) if kind.weighted else next(rest)
+                target = target + (v if scale == 1 else v / scale).astype(target.dtype)
+            return target
+        before = arrays[0].astype(mx.float32)
+        change: mx.array = _edited(before, kinds, iter(arrays[1:])) - before
+        return (target.astype(mx.float32) + change / scale).astype(target.dtype)
+
+    compiled: Callable[..., mx.array] = mx.compile(fused, shapeless=additive)
+    return compiled
+
+
+def carry(
+    target: mx.array, read: mx.array, edits: tuple[Edit, ...], scale: float = 1.0
+) -> mx.array:
+    """Return `target + (apply(read, edits) - read) / scale` as one compiled call.
+
+    Additive edits are one node. `read` may be `target` itself, else it has its shape, or one that
+    broadcasts to it: of streams `[S, B, T, D]` that of each.
+    """
+    kinds, arrays = _flat(edits)
+    own = read is target and scale == 1
+    if own or all(kind.name == "add" for kind in kinds):
+        return _carrying(kinds, scale, own)(target, *arrays)
+    return _carrying(kinds, scale, own)(target, read, *arrays)

@@ -69,6 +69,10 @@ class PatchTap(Tap):
     def stream(self, h: mx.array) -> mx.array:
         return self._patched(self.inner.stream(h), self.kept_stream)
 
+    def acts(self, stream: bool) -> bool:
+        kept = self.kept_stream if stream else self.kept_write
+        return kept is not None or self.inner.acts(stream)
+
 
 def patching(
     kept: Mapping[int, Mapping[str, mx.array]],

