@@ -102,8 +102,8 @@ class Forced:
         cache: list[Any] | None = None
         if self.prefix:
             cache = self.model.make_cache()
-            acting = (steering.at(0, self.prefix, self.prefix + 1),)
-            mx.eval(self._through(-1, self._head, cache, taps(acting))[:, -1, :1])
+            wanted = taps((steering.at(0, self.prefix, self.prefix + 1),))
+            mx.eval(self._through(-1, self._head, cache, wanted)[:, -1, :1])
         for i, each in enumerate(self._passes):
             T = each.tokens.shape[1]
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
@@ -130,19 +130,21 @@ class Forced:
 
     def log_probs(self, steering: Steering) -> np.ndarray:
         """Return the mean log-probability of each text's answer tokens, `[N]`, in nats."""
-        sums: dict[int, list[np.ndarray]] = {}
+        found: dict[int, float] = {}
         for rows, targets, logits in self.read(steering):
             picked = mx.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
             values = np.array(picked - mx.logsumexp(logits, axis=1))
             for row in np.unique(rows):
-                sums[int(row)] = values[rows == row]
-        return np.array([sums[row].mean(dtype=np.float64) for row in range(len(sums))])
+                found[int(row)] = float(values[rows == row].mean(dtype=np.float64))
+        return np.array([found[row] for row in range(len(found))])
 
 
 def _make_pass(texts: Sequence[Text], batch: list[int], prefix: int) -> _Pass:
     T = max(len(texts[i].tokens) for i in batch) - 1 - prefix
     padded = np.zeros((len(batch), T), np.int32)
-    rows, targets, picked = [], [], []
+    rows: list[int] = []
+    targets: list[int] = []
+    picked: list[int] = []
     for row, i in enumerate(batch):
         tokens, start = texts[i].tokens, texts[i].start
         rest = tokens[prefix:-1]

@@ -21,9 +21,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # each. The package's own face (__init__) may be imported by nothing below it, its version excepted.
 RANKS = [
     "errors progress",
-    "backend report tables values",
-    "edits metrics model_ref prompts rules taps",
-    "algebra completions prompt_file vector_file",
+    "backend coherence report stats tables values",
+    "edits evidence metrics model_ref prompts rules taps",
+    "algebra completions counting prompt_file vector_file",
     "vector",
     "arch compare gguf library patch steering",
     "capability gguf_configs plan record",
@@ -33,8 +33,8 @@ RANKS = [
     "loading",
     "capture generate",
     "forced methods neutral reading",
-    "meter",
-    "calibrate",
+    "detection meter scoring",
+    "answers calibrate nulls",
     "extract",
     "evaluate bench",
     "cli",
