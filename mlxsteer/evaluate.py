@@ -30,7 +30,7 @@ from .extract import model_ref
 from .library import Concept
 from .meter import Meter
 from .neutral import Neutral
-from .nulls import Null, equalised, isotropic, refits
+from .nulls import Null, equalised, isotropic, nearest, refits
 from .progress import Progress, silent
 from .prompts import SPLITS, Recipe, Side
 from .reading import read_sides
@@ -41,7 +41,7 @@ from .stats import Interval, paired_bootstrap
 from .steering import Steering
 from .vector import Vector
 
-__all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "evaluate"]
+__all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "check", "evaluate"]
 
 T = TypeVar("T")
 STRENGTHS = (0.5, 1.0, 1.5)
@@ -57,7 +57,7 @@ class Size:
         prompts: held-out prompts, at most; `tokens`: of a written answer.
         questions: of the capability set; `neutral`: response tokens behind every KL.
         probe: training prompts behind the detector; 0 is no detector.
-        refits, isotropic, others: nulls of each kind, at most.
+        refits, isotropic, others: nulls of each kind, at most; of the others the nearest.
     """
 
     prompts: int = 24
@@ -67,7 +67,7 @@ class Size:
     probe: int = 24
     refits: int = 8
     isotropic: int = 2
-    others: int = 16
+    others: int = 8
 
 
 FULL = Size()
@@ -107,12 +107,13 @@ def evaluate(
             instruction, a vector that does not move the model, nulls that cannot cost as much.
         UsageError: an unknown split, a vector that does not add.
     """
-    recipe, completions = _ruler(concept, split, size.prompts)
+    recipe, completions = check(concept, split)
+    completions = _spread(completions, size.prompts)
     if vector.op != "add":
         raise UsageError(f"vector {vector.name!r} has op {vector.op}: only what adds is judged")
     if vector.is_zero:
         raise MlxsteerError(f"vector {vector.name!r} is zero: no strength of it does anything")
-    rivals = _spread([v for v in others if v.op == "add" and not v.is_zero], size.others)
+    rivals = nearest(vector, others, size.others)
     check_steering(model, Steering((vector, 1.0), *((v, 1.0) for v in rivals)))
     first = min(v.layers[0] for v in (vector, *rivals))
     plain = LogOdds(model, tokenizer, completions, first=first)
@@ -149,8 +150,7 @@ def evaluate(
         judged.append(NullScore(null.kind, null.name, null.kl, _floats(found), effect))
     progress("scoring nulls", len(nulls), len(nulls))
     judged.sort(key=lambda n: -n.effect.mean)
-    if not rivals:
-        remarks.append("No vector of another concept is at hand for this model: no such null.")
+    remarks.append(f"Nulls of other concepts: {len(rivals)}, the nearest of {len(others)} at hand.")
 
     margin = _margin(model, tokenizer, vector, size.questions, progress)
     written = _written(model, tokenizer, plans, completions, recipe, size, progress)
@@ -213,8 +213,13 @@ def evaluate(
     )
 
 
-def _ruler(concept: Concept, split: str, most: int) -> tuple[Recipe, list[Completion]]:
-    """Return the recipe of a concept and its completions of one split."""
+def check(concept: Concept, split: str) -> tuple[Recipe, list[Completion]]:
+    """Return what a concept is judged by: its recipe and its completions of one split.
+
+    Raises:
+        MlxsteerError: it has no recipe, or no completions of that split.
+        UsageError: an unknown split.
+    """
     if split not in SPLITS[1:]:
         raise UsageError(f"no split is called {split!r} here; use {' or '.join(SPLITS[1:])}")
     if concept.recipe is None:
@@ -228,7 +233,7 @@ def _ruler(concept: Concept, split: str, most: int) -> tuple[Recipe, list[Comple
             f"the concept {concept.name} has {len(found)} completions of the split {split}, which "
             "it is judged by: write them into its completions.jsonl"
         )
-    return concept.recipe, _spread(found, most)
+    return concept.recipe, found
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:

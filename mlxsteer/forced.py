@@ -88,7 +88,7 @@ class Forced:
 
     def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
         """Yield per pass which text each answer token is of `[n]`, the tokens `[n]`, and the
-        logits that should predict them `[n, V]`, float32.
+        logits that should predict them `[n, V]`, float32 and unevaluated.
 
         Raises:
             MlxsteerError: a vector that steers below the first block that was named.
@@ -109,9 +109,8 @@ class Forced:
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
             copies = repeat_cache(cache, each.tokens.shape[0])
             logits = self._through(i, each.tokens, copies, taps(acting))
-            logits = logits.reshape(-1, logits.shape[-1])[each.picked].astype(mx.float32)
-            mx.eval(logits)
-            yield each.rows, each.targets, logits
+            logits = logits.reshape(-1, logits.shape[-1])[each.picked]
+            yield each.rows, each.targets, logits.astype(mx.float32)
 
     def _through(self, key: int, tokens: mx.array, cache: list[Any] | None, wanted: Taps) -> Any:
         """Return the logits of one pass; what the lower blocks make is kept under `key`."""

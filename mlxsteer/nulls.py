@@ -14,6 +14,7 @@ Equal cost is measured, not assumed: every null is searched to the KL of the jud
 same text. It knows nothing of scores. Shapes: `[N, n, D]` activations of `N` pairs at `n` layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from .meter import Meter, search
 from .steering import Steering
 from .vector import Vector
 
-__all__ = ["Null", "equalised", "isotropic", "refits"]
+__all__ = ["Null", "equalised", "isotropic", "nearest", "refits"]
 
 TOLERANCE = 0.05  # relative, of the KL that all nulls have
 
@@ -41,6 +42,22 @@ class Null:
     def steering(self) -> Steering:
         """What to steer with."""
         return Steering((self.vector, 1.0))
+
+
+def nearest(vector: Vector, others: Sequence[Vector], most: int) -> list[Vector]:
+    """Return those of the other vectors that point the most like `vector`: the hardest to beat.
+
+    Only vectors that add can be brought to a cost; the nearness is the cosine of all rows.
+    """
+    rows = vector.rows()
+
+    def cosine(other: Vector) -> float:
+        theirs = other.rows()
+        inner = sum(float(rows[n] @ theirs[n]) for n in rows.keys() & theirs.keys())
+        return inner / float(np.linalg.norm(vector.scales) * np.linalg.norm(other.scales))
+
+    usable = [v for v in others if v.op == "add" and not v.is_zero]
+    return sorted(usable, key=lambda v: (-cosine(v), v.name))[:most]
 
 
 def refits(

@@ -41,7 +41,7 @@ def test_all_three_by_hand() -> None:
         ({}, True),
         ({"loop_rate": 0.15}, True),
         ({"loop_rate": 0.16}, False),
-        ({"distinct_2": 0.72}, True),
+        ({"distinct_2": 0.73}, True),
         ({"distinct_2": 0.7}, False),
         ({"perplexity": 19.0}, True),
         ({"perplexity": 21.0}, False),

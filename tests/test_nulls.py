@@ -7,7 +7,7 @@ from tiny import WIDTH, vector
 
 from mlxsteer.errors import MlxsteerError
 from mlxsteer.meter import Meter
-from mlxsteer.nulls import equalised, isotropic, refits
+from mlxsteer.nulls import equalised, isotropic, nearest, refits
 from mlxsteer.steering import Steering
 
 
@@ -35,6 +35,15 @@ def test_refits_hold_nothing_of_the_difference(pairs: int) -> None:
     assert found == refits(positive, negative, vector(), 8)
     with pytest.raises(MlxsteerError, match="3 pairs cannot be turned around by halves"):
         refits(positive[:3], negative[:3], vector(), 8)
+
+
+def test_the_nearest_others_are_the_nulls() -> None:
+    v = vector((1, 2), seed=1)
+    near = (0.9 * v + 0.5 * vector((2, 3), seed=2)).replace(name="near")
+    far, against = vector((1, 2), seed=4), -v
+    holds = vector(op="project")
+    assert nearest(v, [against, holds, 0 * v, far, near], 2) == [near, far]
+    assert nearest(v, [against, far, near], 9)[-1] == against
 
 
 def test_isotropic_ones_have_the_scales_of_the_vector() -> None:
