@@ -182,7 +182,7 @@ def evaluate(
             scores=_floats(scores[i]),
             effect=paired_bootstrap(scores[i] - base) if i else None,
             detected=detected[i],
-            counted=float(np.mean([count(rule, w.text) for w in written[i]])) if rule else None,
+            counts=tuple(count(rule, w.text) for w in written[i]) if rule else (),
             coherence=together[i],
             coherent=together[i].holds(together[0]),
             kl=None if plan.asked else kls.get(plan.strength, 0.0),
@@ -192,7 +192,11 @@ def evaluate(
         )
         for i, plan in enumerate(plans)
     ]
-    one = scores[[plan.name for plan in plans].index(ONE)]
+    at = [plan.name for plan in plans].index(ONE)
+    one, counted = scores[at], None
+    if rule is not None:
+        ours, theirs = (np.array(conditions[i].counts) for i in (at, 1))
+        counted = paired_bootstrap(rule.sign * (ours - theirs))
     return Evidence(
         vector=vector.name,
         concept=concept.name,
@@ -207,6 +211,7 @@ def evaluate(
         against_null=paired_bootstrap(one - np.array(judged[0].scores)),
         beaten_p=max(paired_bootstrap(one - np.array(n.scores)).p for n in judged),
         against_prompt=paired_bootstrap(one - scores[1]),
+        counted_against_prompt=counted,
         detector_auroc=None if detector is None else detector.auroc,
         settings={**asdict(size), "neutral_sha256": text.sha256, "calibrated": vector.calibrated},
         remarks=tuple(remarks),

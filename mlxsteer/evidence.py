@@ -27,7 +27,7 @@ class Condition:
         scores: log-odds of positive over negative completions per prompt, nats per token.
         effect: scores less those of the baseline; None for the baseline itself.
         detected: the share of answers in which the probe sees the concept; None without a probe.
-        counted: what the concept's rule counts in an answer, mean; None without a rule.
+        counts: what the concept's rule counts in each answer; none without a rule.
         coherence, coherent: of the answers; whether they hold together beside the baseline's.
         kl: nats per response token on neutral prompts; None where words ask.
         margin: change of the capability margin, nats per token; None where it was not measured.
@@ -41,13 +41,18 @@ class Condition:
     scores: tuple[float, ...]
     effect: Interval | None
     detected: float | None
-    counted: float | None
+    counts: tuple[float, ...]
     coherence: Coherence
     coherent: bool
     kl: float | None
     margin: Interval | None
     prompt_tokens: float
     answers: tuple[str, ...]
+
+    @property
+    def counted(self) -> float | None:
+        """The mean of what the rule counts; None without a rule."""
+        return sum(self.counts) / len(self.counts) if self.counts else None
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class Evidence:
         nulls: the strongest first.
         against_null: strength 1 less the strongest null, per prompt; `beaten_p` is the largest p
             of all nulls, so that no choice among them flatters.
-        against_prompt: strength 1 less the prompted model.
+        against_prompt: strength 1 less the prompted model; `counted_against_prompt` is the same of
+            what the rule counts, more being more of the concept; None without a rule.
         detector_auroc: on held-out topics; None if there was nothing to train on.
     """
 
@@ -90,6 +96,7 @@ class Evidence:
     against_null: Interval
     beaten_p: float
     against_prompt: Interval
+    counted_against_prompt: Interval | None
     detector_auroc: float | None
     settings: dict[str, Any]
     remarks: tuple[str, ...]
@@ -149,6 +156,14 @@ class Evidence:
             said.append(f"It does more than asking in words: {_interval(prompt)}.")
         else:
             said.append(f"Asking in words does about as much: {_interval(prompt)}.")
+        if (counted := self.counted_against_prompt) is not None:
+            more = "more of the concept than" if counted.above else "as much of the concept as"
+            more = "LESS of the concept than" if counted.below else more
+            asked = _number(self.condition(0.0, True).counted, ".3g")
+            said.append(
+                f"By the rule its text shows {more} that of asking: "
+                f"{_number(one.counted, '.3g')} against {asked}."
+            )
         said.append(f"Steering saves {self.tokens_saved:.0f} prompt tokens.")
         return tuple(said)
 

@@ -18,12 +18,15 @@ from mlxsteer.completions import Completion
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.evaluate import Size, evaluate
 from mlxsteer.evidence import SCHEMA, Evidence, draw, markdown
-from mlxsteer.library import Concept
+from mlxsteer.extract import extract
+from mlxsteer.library import Concept, concept
+from mlxsteer.loading import load
 from mlxsteer.neutral import Neutral
 from mlxsteer.prompts import Prompt, Recipe
 from mlxsteer.rules import Rule
-from mlxsteer.vector import Vector
+from mlxsteer.vector import Vector, read_vector
 
+OTHERS = ("formal", "terse")
 POSITIVE, NEGATIVE = ("sea", "pirate", "blue", "day"), ("sky", "cook", "short", "now")
 SMALL = Size(prompts=8, tokens=4, questions=2, neutral=40, probe=6, refits=4, isotropic=2, others=2)
 
@@ -145,6 +148,10 @@ def test_what_is_measured() -> None:
     assert kl == sorted(k for k in kl if k is not None)
     assert one.margin is not None
     assert e.rule == "lexicon (more is more)"
+    assert e.counted_against_prompt is not None
+    assert e.counted_against_prompt.mean == pytest.approx(
+        np.mean(one.counts) - np.mean(e.condition(0.0, True).counts)
+    )
     counted = [e.condition(s).counted for s in (0.0, 1.5)]
     assert counted[0] is not None
     assert counted[1] is not None
@@ -178,6 +185,10 @@ def test_the_verdict_says_where_asking_wins() -> None:
     lost = dataclasses.replace(e.against_prompt, mean=-1.0, low=-1.2, high=-0.8)
     assert "Asking in words does MORE" in " ".join(
         dataclasses.replace(e, against_prompt=lost).verdict()
+    )
+    less = dataclasses.replace(e, counted_against_prompt=lost)
+    assert "By the rule its text shows LESS of the concept than that of asking" in " ".join(
+        less.verdict()
     )
     won = dataclasses.replace(e.against_prompt, mean=1.0, low=0.8, high=1.2)
     assert "more than asking" in " ".join(dataclasses.replace(e, against_prompt=won).verdict())
@@ -218,3 +229,30 @@ def test_a_vector_that_cannot_be_judged_is_refused() -> None:
         evaluate(model(), tokenizer(), vector(scale=1e-6), ours, size=SMALL)
     with pytest.raises(UsageError, match="no split is called 'train' here; use dev or test"):
         evaluate(model(), tokenizer(), vector(), ours, split="train", size=SMALL)
+
+
+@pytest.mark.usefixtures("smollm2_gguf")
+def test_a_pirate_passes_and_bob_from_ohio_fails() -> None:
+    """On real weights: a contrast of two names separates prompts as well as any, and means nothing.
+
+    Bob is judged by the pirate's completions, against the same nulls but the pirate itself.
+    """
+    smollm2, words = load("smollm2-135m")
+    size = Size(12, 12, 4, 128, 0, 4, 1, 2)
+    pirate = concept("pirate")
+    assert pirate.recipe is not None
+    names = Recipe(pirate.recipe.prompts, "You are Bob from Ohio.", "You are Tom from Texas.")
+    bob = dataclasses.replace(pirate, name="bob", recipe=names)
+    text = Neutral.write(smollm2, words, min_tokens=128)
+    meaningless = extract(smollm2, words, bob, calibrate=False)
+    meaningless = calibrate(smollm2, words, meaningless, neutral=text)
+    others = [read_vector(concept(n).folder / "smollm2-135m.safetensors") for n in OTHERS]
+    shipped = read_vector(pirate.folder / "smollm2-135m.safetensors")
+    good = evaluate(smollm2, words, shipped, pirate, others=others, size=size)
+    assert good.effect.above
+    assert good.against_null.above
+    bad = evaluate(smollm2, words, meaningless, bob, others=others, size=size)
+    assert not bad.passed
+    assert not bad.against_null.above
+    assert bad.verdict()[0].startswith("bob FAILS")
+    print(markdown(good), markdown(bad))
