@@ -164,7 +164,15 @@ class Evidence:
                 f"By the rule its text shows {more} that of asking: "
                 f"{_number(one.counted, '.3g')} against {asked}."
             )
-        said.append(f"Steering saves {self.tokens_saved:.0f} prompt tokens.")
+        if one.margin is not None and (one.margin.below or one.margin.above):
+            change = "loses" if one.margin.below else "gains"
+            said.append(f"Strength 1 {change} margin on plain knowledge: {_interval(one.margin)}.")
+        saved = self.tokens_saved
+        said.append(
+            f"Steering saves {saved:.0f} prompt tokens."
+            if saved > 0
+            else "Asking in words makes no prompt longer here."
+        )
         return tuple(said)
 
     def to_json(self) -> dict[str, Any]:
@@ -219,9 +227,9 @@ def draw(evidence: Evidence, path: Path) -> None:
         high = [c.effect.high if c.effect else 0.0 for c in steered]
         axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
         axes.plot(x, means, "o-", color=COLOURS[0], label=f"steered: {evidence.vector}")
-        for c in steered:
-            if not c.coherent:
-                axes.plot(c.strength, c.effect.mean if c.effect else 0, "x", color="black", ms=11)
+        broken = [(c.strength, y) for c, y in zip(steered, means, strict=True) if not c.coherent]
+        if broken:
+            axes.plot(*zip(*broken, strict=True), "kx", ms=11, label="text does not hold together")
         asked = evidence.condition(0.0, True).effect
         if asked is not None:
             axes.axhline(asked.mean, color=COLOURS[1], ls="--", label="asked in words")

@@ -190,6 +190,11 @@ def test_the_verdict_says_where_asking_wins() -> None:
     assert "By the rule its text shows LESS of the concept than that of asking" in " ".join(
         less.verdict()
     )
+    dear = [dataclasses.replace(c, margin=lost) for c in e.conditions]
+    assert "Strength 1 loses margin on plain knowledge: -1.00 [-1.20, -0.80]" in " ".join(
+        dataclasses.replace(e, conditions=tuple(dear)).verdict()
+    )
+    assert "Steering saves 5 prompt tokens" in e.verdict()[-1]
     won = dataclasses.replace(e.against_prompt, mean=1.0, low=0.8, high=1.2)
     assert "more than asking" in " ".join(dataclasses.replace(e, against_prompt=won).verdict())
 
