@@ -243,7 +243,7 @@ def test_a_pirate_passes_and_bob_from_ohio_fails() -> None:
     Bob is judged by the pirate's completions, against the same nulls but the pirate itself.
     """
     smollm2, words = load("smollm2-135m")
-    size = Size(12, 12, 4, 128, 0, 4, 1, 2)
+    size = Size(12, 4, 2, 128, 0, 3, 1, 1)
     pirate = concept("pirate")
     assert pirate.recipe is not None
     names = Recipe(pirate.recipe.prompts, "You are Bob from Ohio.", "You are Tom from Texas.")
@@ -260,4 +260,3 @@ def test_a_pirate_passes_and_bob_from_ohio_fails() -> None:
     assert not bad.passed
     assert not bad.against_null.above
     assert bad.verdict()[0].startswith("bob FAILS")
-    print(markdown(good), markdown(bad))
