@@ -88,6 +88,12 @@ def test_sides_alternate_and_taking_back_is_not_timed(clock: Clock) -> None:
     assert (found.seconds, found.base_seconds, found.rounds) == (2.0, 1.0, 4)
 
 
+def test_long_blocks_are_warmed_up_once(clock: Clock) -> None:
+    a, b = clock.block("a", lambda: 9.0), clock.block("b", lambda: 8.0)
+    interleaved(a, b, Patience(rounds=1, seconds=1e9, width=1))
+    assert "".join(clock.said) == "ab" + "abba"
+
+
 def test_rounds_are_added_until_the_interval_is_narrow(clock: Clock) -> None:
     rng = np.random.default_rng(3)
     sides = [clock.block(name, lambda: rng.normal(1, 0.05)) for name in "ab"]

@@ -23,6 +23,7 @@ Call = Callable[[], object]
 
 DRAWS = 2000  # of the bootstrap
 WARM_UP = 2  # blocks of each side that are not counted
+LONG = 10.0  # seconds of a pair of blocks, of which one is warm-up enough
 BUILDS = 21  # graphs built to time the host
 
 
@@ -80,8 +81,8 @@ class Patience:
 def interleaved(a: Block, b: Block, patience: Patience = Patience()) -> Ratio:
     """Run A B B A until the interval is narrow enough, after a warm-up of each."""
     for _ in range(WARM_UP):
-        _timed(a)
-        _timed(b)
+        if _timed(a) + _timed(b) > LONG:
+            break
     began = time.perf_counter()
     times: list[tuple[float, float, float, float]] = []
     ask = patience.rounds
