@@ -20,16 +20,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports modules of the lines above its own only; `arch`, `cli` and `interop` are one noun
 # each. The package's own face (__init__) may be imported by nothing below it, its version excepted.
 RANKS = [
-    "errors progress",
-    "backend report tables values",
+    "errors hub_ref progress",
+    "backend hub_errors report tables values",
     "edits metrics model_ref prompts rules taps",
     "algebra completions prompt_file vector_file",
     "vector",
-    "arch compare gguf library patch steering",
+    "arch card compare gguf library patch steering",
     "capability gguf_configs plan record",
     "state",
     "adopt gguf_families gguf_tensors runtime",
-    "download folder gguf_model gguf_tokenizer hub interop prompt_cache",
+    "download folder gguf_model gguf_tokenizer prompt_cache",
+    "hub",
+    "interop",
+    "bundle catalog publish",
     "loading",
     "capture generate",
     "methods neutral reading",
