@@ -41,7 +41,8 @@ _DATA = (".jsonl", ".toml", ".txt")
 _MADE = ("README.md", "config.json", "source.json")  # written anew
 # where people's files lie: a path that says who made the vector, and where
 _LOCAL = re.compile(
-    rb"(?<![\w.])(?:/(?:Users|home|Volumes|private|var/folders)/|[A-Za-z]:\\+Users\\+)[^\s\"'\\]"
+    rb"(?:(?<![\w.])|(?<=\\[nt]))"  # not within a URL
+    rb"(?:/(?:Users|home|Volumes|private|var/folders)/|[A-Za-z]:\\+Users\\+)[^\s\"'\\]"
 )
 
 log = logging.getLogger("mlxsteer")

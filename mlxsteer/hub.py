@@ -122,7 +122,7 @@ class Snapshot:
 
     def _verify(self, path: Path, name: str) -> None:
         """Compare a file of the cache with the hash that it is kept under."""
-        kept_as = path.resolve().name
+        kept_as = _blob(path).name
         data = path.read_bytes()
         found = (
             hashlib.sha256(data).hexdigest()
@@ -134,7 +134,7 @@ class Snapshot:
 
     def refuse(self, path: Path, why: str) -> None:
         """Remove a file from the cache, so that it can be fetched anew, and raise."""
-        for place in (path.resolve(), path):
+        for place in (path.resolve(), _blob(path), path):
             place.unlink(missing_ok=True)
         raise MlxsteerError(
             f"{self.repo}: {why}: it was changed, and is not used; try again, or ask its owner"
@@ -240,6 +240,11 @@ class Shared:
             if path.parent.as_posix() in folders and path.suffix in SUFFIXES:
                 found[name] = path.name
         return found
+
+
+def _blob(path: Path) -> Path:
+    """What a file of the cache is a link to, named by its hash (itself a link if xet shares it)."""
+    return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
 def _packing(model: ModelRef) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,17 +16,21 @@ import pytest
 from hostile import vectors as hostile
 from huggingface_hub import HfApi, constants
 from minihub import TOKEN, Server, started
-from tiny import ref, vector
+from tiny import ref, tiny, vector
 
 from mlxsteer.bundle import collect, of_concept, of_vector
 from mlxsteer.catalog import search
+from mlxsteer.cli.sources import named_vectors, steering_of
 from mlxsteer.errors import MlxsteerError, UsageError
+from mlxsteer.generate import forward
 from mlxsteer.hub import Shared, open_repo
 from mlxsteer.hub_ref import HubRef
 from mlxsteer.interop import load_vector, write_control_vector
 from mlxsteer.library import Concept, read_concept
+from mlxsteer.progress import silent
 from mlxsteer.prompts import pairs_sha256
 from mlxsteer.publish import push
+from mlxsteer.steering import Steering
 from mlxsteer.vector import Vector, read_vector
 
 HOSTILE = Path(hostile.__file__).parent
@@ -238,6 +243,47 @@ def test_all_of_a_concept_comes_into_a_folder(server: Server, tmp_path: Path) ->
     assert again.changed == ()
     with pytest.raises(UsageError, match="not empty: name a new folder"):
         shared("alice/salty").save(place)
+
+
+# Steering
+
+
+def test_a_name_on_the_hub_steers_like_its_file(server: Server, tmp_path: Path) -> None:
+    concept = salty(tmp_path / "salty")
+    pushed(concept)
+    model = tiny()
+    model.source = MODEL
+    strong = read_vector(concept.folder / "tiny.safetensors")
+
+    def logits(word: str) -> np.ndarray:
+        steering = steering_of(named_vectors([word]), model, None, "tiny", silent)
+        return np.array(forward(model, [1, 2, 3], steering=steering))
+
+    plain = np.array(forward(model, [1, 2, 3]))
+    for strength in (2, -2):
+        wanted = np.array(forward(model, [1, 2, 3], steering=Steering((strong, strength))))
+        assert np.array_equal(logits(f"alice/salty={strength}"), wanted)
+        assert not np.allclose(wanted, plain)
+    assert not np.allclose(logits("alice/salty=2"), logits("alice/salty=-2"))
+    assert np.array_equal(logits("alice/salty=0"), plain)
+    model.source = ref(repo="tiny/elsewhere")
+    with pytest.raises(MlxsteerError, match="none for tiny/elsewhere"):
+        logits("alice/salty=1")
+
+
+def test_another_packing_is_a_note(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pushed(salty(tmp_path / "salty"))
+    model = tiny()
+    model.source = ref(repo="tiny/random-4bit", quantization="4bit-g64")
+    named = named_vectors(["alice/salty=1"])
+    with caplog.at_level("INFO", "mlxsteer"):
+        steering_of(named, model, None, "tiny", silent)
+    assert "same model, other packing" in caplog.text
+    assert f"tiny.safetensors of commit {open_repo(HubRef('alice/salty')).snapshot.commit}" in (
+        caplog.text
+    )
 
 
 # Which vector
@@ -553,10 +599,11 @@ def test_a_folder_that_does_not_belong_together(tmp_path: Path) -> None:
         of_concept(concept)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/Users/zoe/x", "/home/zoe/pairs.jsonl", "C:\\Users\\zoe", "/private/tmp/x", "HOME/x"],
-)
+PATHS = ["/Users/zoe/x", "see\n/Users/zoe/x", "file:///home/zoe/x", "/home/zoe/pairs.jsonl"]
+PATHS += ["C:\\Users\\zoe", "/private/tmp/x", "HOME/x"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_no_local_path_leaks(tmp_path: Path, path: str) -> None:
     concept = salty(tmp_path / "salty")
     assert collect([of_concept(concept)], "a/b")
@@ -567,6 +614,12 @@ def test_no_local_path_leaks(tmp_path: Path, path: str) -> None:
     leaking = made(evidence={"from": path})
     with pytest.raises(MlxsteerError, match="holds a local path"):
         collect([of_vector(leaking)], "a/b")
+
+
+def test_an_address_is_no_local_path(tmp_path: Path) -> None:
+    concept = salty(tmp_path / "salty")
+    (concept.folder / "words.txt").write_text("https://x.org/home/page\nhome/x and /homely/x\n")
+    assert collect([of_concept(concept)], "a/b")
 
 
 def test_a_vector_that_llama_cpp_cannot_hold_goes_without_gguf(tmp_path: Path) -> None:
@@ -632,3 +685,62 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     failed = command(server, home, "vectors", "pull", "alice/none")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
     assert failed.stderr.startswith("error: no repository of vectors 'alice/none'")
+
+
+XET = """
+import sys
+from pathlib import Path
+from mlxsteer.bundle import collect, of_concept
+from mlxsteer.interop import load_vector
+from mlxsteer.library import read_concept
+from mlxsteer.publish import push
+from mlxsteer.vector import read_vector
+
+folder = Path(sys.argv[1])
+files = collect([of_concept(read_concept(folder))], "alice/salty")
+assert len(push(files, "alice/salty").changed) == 6
+assert push(files, "alice/salty").changed == ()
+assert load_vector("alice/salty") == read_vector(folder / "tiny.safetensors")
+"""
+
+
+def test_xet_is_how_large_files_really_go(tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    concept = salty(tmp_path / "salty")
+    (tmp_path / "xet").mkdir()
+    with started("xet", str(tmp_path / "xet")) as server:
+        env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
+        env |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "0"}
+        words = [sys.executable, "-c", XET, str(concept.folder)]
+        run = subprocess.run(words, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert server.do("xet", repo="alice/salty") == ["tiny.gguf", "tiny.safetensors"]
+
+
+NODE = """
+import { listFiles, downloadFile } from "@huggingface/hub";
+const hubUrl = process.argv[2], repo = "alice/salty";
+for await (const file of listFiles({ repo, hubUrl, recursive: true })) {
+  const blob = await downloadFile({ repo, hubUrl, path: file.path });
+  const bytes = Buffer.from(await blob.arrayBuffer());
+  console.log(JSON.stringify([file.path, bytes.toString("base64")]));
+}
+"""
+
+
+@pytest.mark.slow
+def test_another_implementation_reads_what_we_pushed(server: Server, tmp_path: Path) -> None:
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("there is no node")
+    install = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(tmp_path)]
+    if subprocess.run([*install, "@huggingface/hub@2"], capture_output=True).returncode:
+        pytest.skip("@huggingface/hub cannot be had from npm")
+    files = collect([of_concept(salty(tmp_path / "salty"))], "alice/salty")
+    push(files, "alice/salty")
+    (tmp_path / "read.mjs").write_text(NODE)
+    words = ["node", str(tmp_path / "read.mjs"), server.url]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = dict(json.loads(line) for line in run.stdout.splitlines())
+    found.pop(".gitattributes")
+    assert {name: base64.b64decode(data) for name, data in found.items()} == files
