@@ -169,7 +169,7 @@ def test_the_wheel_carries_the_data_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     names = [Path(name) for name in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()]
     carried = {name.relative_to("mlxsteer/_data") for name in names if "_data" in name.parts}
-    suffixes = {".jsonl", ".md", ".safetensors", ".toml", ".txt"}
+    suffixes = {".json", ".jsonl", ".md", ".png", ".safetensors", ".toml", ".txt"}
     data = {
         path.relative_to(ROOT)
         for folder in ("models", "vectors")
