@@ -20,7 +20,7 @@ from .values import printable
 
 __all__ = ["Found", "search"]
 
-LIMIT = 100
+LIMIT = 1000  # repositories of one kind
 FOREIGN = ("control-vector", "representation-engineering")
 
 
@@ -38,26 +38,23 @@ class Found:
     license: str
 
 
-def search(text: str = "", model: str = "", limit: int = LIMIT) -> list[Found]:
+def search(text: str = "", model: str = "") -> list[Found]:
     """Return repositories of vectors, ours first, each kind by downloads.
 
     Args:
-        text: in the repository's name.
+        text: in the name of the repository, of one of its vectors, or in a tag.
         model: a known model's name or a Hub id: only vectors of its weights, in any packing.
-        limit: of repositories per kind.
     """
     api = HfApi()
     wanted = _packings(model) if model else set()
     found: dict[str, Found] = {}
     with one_line("the search", None, "search", ""):
         for tags in ([TAG], *([tag, "gguf"] for tag in FOREIGN)):
-            rows = api.list_models(
-                filter=tags, search=text or None, full=True, cardData=True, limit=limit
-            )
-            for row in rows:
+            for row in api.list_models(filter=tags, full=True, limit=LIMIT):
                 one = _found(row)
-                if one.repo not in found and (not model or _fits(one, wanted)):
-                    found[one.repo] = one
+                words = " ".join((one.repo, *one.files, *one.tags)).lower()
+                if text.lower() in words and (not model or _fits(one, wanted)):
+                    found.setdefault(one.repo, one)
     return sorted(found.values(), key=lambda one: (not one.ours, -one.downloads, one.repo))
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 LARGE = (".safetensors", ".gguf", ".npz", ".pt", ".png")  # what a new repository sends to LFS
 TOKEN, USER = "hf_test", "alice"
@@ -254,13 +254,13 @@ class Handler(BaseHTTPRequestHandler):
                 200 if len(state.blobs.get(asked["oid"], b"")) == asked["size"] else 404
             )
         if path == "/api/repos/create":
-            repo = f"{asked.get('organization') or USER}/{asked['name']}"
+            name = f"{asked.get('organization') or USER}/{asked['name']}"
             if asked.get("organization") not in (None, USER):
                 return self.refuse(403, "", "You don't have the rights to create a model here")
-            if repo in state.repos:
-                return self.send(409, {"error": "it exists", "url": f"{base}/{repo}"})
-            state.create(repo, bool(asked.get("private")) or asked.get("visibility") == "private")
-            return self.send(200, {"url": f"{base}/{repo}"})
+            if name in state.repos:
+                return self.send(409, {"error": "it exists", "url": f"{base}/{name}"})
+            state.create(name, bool(asked.get("private")) or asked.get("visibility") == "private")
+            return self.send(200, {"url": f"{base}/{name}"})
         if path.startswith("/api/collections"):
             return self.collection(path, asked)
         if lfs := re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
@@ -278,7 +278,7 @@ class Handler(BaseHTTPRequestHandler):
         if verb in ("xet-read-token", "xet-write-token") and state.xet:
             kept, until = f"local://{state.xet}", int(time.time()) + 3600
             told = {"accessToken": "cas", "exp": until, "casUrl": kept}
-            headers = {"X_Xet_Cas_Url": kept, "X_Xet_Access_Token": "cas"}
+            headers: dict[str, Any] = {"X_Xet_Cas_Url": kept, "X_Xet_Access_Token": "cas"}
             return self.send(200, told, X_Xet_Token_Expiration=until, **headers)
         if verb == "branch":
             if revision in repo["refs"]:
@@ -328,7 +328,7 @@ class Handler(BaseHTTPRequestHandler):
         found = commit["files"].get(name)
         if found is None:
             return self.refuse(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit["sha"])
-        headers = {"X_Repo_Commit": commit["sha"], "ETag": f'"{found["oid"]}"'}
+        headers: dict[str, Any] = {"X_Repo_Commit": commit["sha"], "ETag": f'"{found["oid"]}"'}
         if found["lfs"]:
             headers |= {"X_Linked_Etag": f'"{found["sha256"]}"', "X_Linked_Size": found["size"]}
         if found.get("xet"):

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import yaml
-from huggingface_hub import ModelCard
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import ModelCard, ModelCardData
 from tiny import ref, vector
 
 from mlxsteer.card import LICENSES, TAG, Made, Part, library_card, part_card
@@ -50,7 +50,8 @@ class Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         assert len(keys) == len(set(keys)), f"a key twice: {keys}"
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -104,7 +105,8 @@ def test_metadata_makes_it_findable() -> None:
     (model,) = data["model-index"]
     assert model["results"][0]["metrics"][0]["value"] == 0.5
     read = ModelCard(card).data
-    assert read.eval_results is not None
+    assert isinstance(read, ModelCardData)
+    assert read.eval_results
     assert read.eval_results[0].metric_value == 0.5
 
 

@@ -648,7 +648,9 @@ def test_search_by_name_tag_and_base_model(server: Server, tmp_path: Path) -> No
     assert [one.repo for one in search("sweet")] == ["alice/sweet"]
     assert [one.repo for one in search(model="third/Base")] == ["alice/sweet", "bob/plain"]
     assert [one.repo for one in search(model=MODEL.repo)] == ["alice/salty"]
+    assert [one.repo for one in search("x__UP")] == ["bob/plain"]
     assert search("nothing") == []
+    assert search(model="other/model") == []
 
 
 # The commands, as other processes

@@ -150,10 +150,11 @@ def pull(ref: str, model: str, output: Path | None, json_: bool) -> None:
 @click.option("-m", "--model", default="", metavar="MODEL", help="Only for this model.")
 @json_option
 def search(text: str, model: str, json_: bool) -> None:
-    """Find vectors on the Hugging Face Hub: TEXT is in the repository's name.
+    """Find vectors on the Hugging Face Hub: TEXT is in the name of a repository or of a vector in
+    it, or in a tag.
 
-    Plain repositories of llama.cpp's control vectors are found, too: name one of their files, as
-    in -s OWNER/NAME:FILE=1.
+    Plain repositories of llama.cpp's control vectors are found, too. To use one, name the
+    repository and the file, OWNER/NAME:FILE.
 
     \b
     Example:
