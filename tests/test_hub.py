@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,13 +21,15 @@ from tiny import ref, tiny, vector
 
 from mlxsteer.bundle import collect, of_concept, of_vector
 from mlxsteer.catalog import search
+from mlxsteer.cli import main
 from mlxsteer.cli.sources import named_vectors, steering_of
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.generate import forward
 from mlxsteer.hub import Shared, open_repo
+from mlxsteer.hub_errors import one_line
 from mlxsteer.hub_ref import HubRef
 from mlxsteer.interop import load_vector, write_control_vector
-from mlxsteer.library import Concept, read_concept
+from mlxsteer.library import Concept, concepts, read_concept
 from mlxsteer.progress import silent
 from mlxsteer.prompts import pairs_sha256
 from mlxsteer.publish import push
@@ -56,6 +59,16 @@ def connect(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> Non
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """What the command line does to the log ends with the test."""
+    log = logging.getLogger("mlxsteer")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.propagate = before[0], before[2]
+    log.setLevel(before[1])
 
 
 @pytest.fixture
@@ -212,6 +225,7 @@ def test_a_branch_and_a_pull_request(server: Server, tmp_path: Path) -> None:
     assert asked.pull_request == f"{server.url}/alice/salty/discussions/1"
     told = server.do("repo", repo="alice/salty")
     assert (told["refs"]["main"], told["pulls"]) == (main, 1)
+    assert load_vector("alice/salty@refs/pr/1").name == "salty"
     pushed(concept, revision="dev")
     refs = server.do("repo", repo="alice/salty")["refs"]
     assert refs["main"] == main != refs["dev"]
@@ -356,7 +370,7 @@ def test_a_change_behind_a_pin_is_refused_and_leaves_nothing(
             load_vector(name)
         with pytest.raises(MlxsteerError, match=why):
             shared(name).save(tmp_path / "none")
-        assert not (tmp_path / "none").exists()
+        assert {path.name for path in tmp_path.iterdir()} == {"other.safetensors", "salty"}
     server.do("tamper", repo="alice/salty", file="tiny.safetensors", data=good, rehash=True)
     assert load_vector(name).name == "salty"
 
@@ -447,11 +461,22 @@ def test_a_transfer_that_is_cut_leaves_no_half_file(server: Server, tmp_path: Pa
     server.do("set", cut="tiny.safetensors")
     with contextlib.suppress(MlxsteerError):  # unless huggingface_hub itself goes on after the cut
         load_vector("alice/salty")
-    assert "GET /alice/salty/resolve" in " ".join(server.log())
     kept = Path(constants.HF_HUB_CACHE, "models--alice--salty", "snapshots", done.commit)
     for path in kept.glob("*.safetensors"):
         read_vector(path)
     assert load_vector("alice/salty").name == "salty"
+    asked = f"GET /alice/salty/resolve/{done.commit}/tiny.safetensors"
+    assert server.log().count(asked) == 2  # the one that was cut, and the one that was not
+
+
+def test_whatever_else_breaks_a_transfer_is_one_line() -> None:
+    with (
+        pytest.raises(
+            MlxsteerError, match=r"the transfer failed: Data processing error; try again"
+        ),
+        one_line("a/b"),
+    ):
+        raise RuntimeError("Data processing error\nmore")
 
 
 def test_private_and_gated_repositories(
@@ -544,6 +569,23 @@ def test_a_name_that_is_taken(server: Server, tmp_path: Path) -> None:
         pushed(concept, "bob/salty")
     with pytest.raises(UsageError, match="write owner/name"):
         pushed(concept, "salty")
+
+
+def test_what_others_commit_meanwhile_is_not_overwritten(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concept = salty(tmp_path / "salty")
+    pushed(concept)
+    (concept.folder / "words.txt").write_text("brine\n")
+
+    def meanwhile(repo: str, *rest: Any) -> None:
+        server.put(repo, {"words.txt": b"theirs"}, keep=True)
+
+    monkeypatch.setattr("mlxsteer.publish._check_taken", meanwhile)
+    with pytest.raises(MlxsteerError, match="changed just now: try again"):
+        pushed(concept)
+    theirs = base64.b64encode(b"theirs").decode()
+    assert server.do("file", repo="alice/salty", file="words.txt") == theirs
 
 
 def test_vectors_on_the_hub_are_not_forgotten(server: Server, tmp_path: Path) -> None:
@@ -687,6 +729,52 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     failed = command(server, home, "vectors", "pull", "alice/none")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
     assert failed.stderr.startswith("error: no repository of vectors 'alice/none'")
+
+
+def test_the_shipped_library_can_be_shared(server: Server, tmp_path: Path) -> None:
+    words = ("vectors", "push", "--all", "--repo", "alice/vectors", "--private")
+    run = command(server, tmp_path, *words)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == f"{server.url}/alice/vectors"
+    whole = [c for c in concepts() if list(c.folder.glob("*.safetensors"))]
+    assert {entry.name for entry in shared("alice/vectors:pirate").entries} == {"pirate"}
+    held = server.do("repo", repo="alice/vectors")
+    assert {name.partition("/")[0] for name in held["files"] if "/" in name} == {
+        concept.name for concept in whole
+    }
+    assert (held["private"], len(held["commits"])) == (True, 2)
+    assert [slug for slug in server.do("collections")] == ["alice/mlxsteer-vectors-0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["push", "--repo", "alice/x"], 2, "name one thing to push"),
+        (["push", "FOLDER", "--all", "--repo", "alice/x"], 2, "name one thing to push"),
+        (["push", "FOLDER", "--repo", "x"], 2, "'x' is no Hub id"),
+        (["push", "FOLDER", "--repo", "alice/x", "--license", "MIT"], 2, "is in its vector.toml"),
+        (["push", "FOLDER", "--repo", "alice/x", "--base-model", "x"], 2, "'x' is no Hub id"),
+        (["push", "sea", "--repo", "alice/x"], 1, "sea has no vector to push"),
+        (["push", "none", "--repo", "alice/x"], 1, "no concept and no folder"),
+        (["pull", "pirate"], 2, "'pirate' is no repository"),
+        (["pull", "eve/none"], 1, "no repository of vectors 'eve/none' is on the Hub"),
+    ],
+)
+def test_wrong_words(
+    server: Server,
+    tmp_path: Path,
+    words: list[str],
+    code: int,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    salty(tmp_path / "salty")
+    words = [str(tmp_path / "salty") if word == "FOLDER" else word for word in words]
+    with pytest.raises(SystemExit) as left:
+        main(["vectors", *words])
+    out, err = capsys.readouterr()
+    assert (left.value.code, out, len(err.splitlines())) == (code, "", 1)
+    assert why in err
 
 
 XET = """

@@ -64,11 +64,11 @@ def push(
         if not re.fullmatch(REPO, name):
             raise UsageError(f"{name!r} is no Hub id: write owner/name")
     if all_:
-        bundles = [
-            of_concept(concept, base_model)
-            for concept in concepts()
-            if any(concept.folder.glob("*.safetensors"))
-        ]
+        shipped = concepts()
+        whole = [c for c in shipped if any(c.folder.glob("*.safetensors"))]
+        bundles = [of_concept(concept, base_model) for concept in whole]
+        if len(whole) < len(shipped):
+            say(f"{len(shipped) - len(whole)} concepts have no vector and are left out")
     else:
         found = find_vector(source or "")
         if isinstance(found, Concept):
@@ -131,6 +131,8 @@ def pull(ref: str, model: str, output: Path | None, json_: bool) -> None:
     with bars() as progress:
         shared = open_repo(parsed, progress)
         if output is not None:
+            if not shared.ours:
+                read_shared(shared, model, progress)
             files = shared.save(output, progress)
             place: Path = output
         else:
