@@ -1,6 +1,7 @@
 # make demo    sees a model write unsteered and steered, with a vector made in front of your eyes
 # make test    runs the tests (ARGS="-m slow" or ARGS=tests/test_x.py for others)
 # make lint    ruff check and ruff format --check        make types   mypy
+# make conformance holds every architecture of mlx-lm against its page in docs/ (a few minutes)
 # make docs    writes the generated pages of docs/       make vectors extracts the shipped vectors
 # make bench   measures what steering costs on this machine, for an hour on a slow one
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
@@ -8,16 +9,20 @@
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs speed arch arch_steering edits phases gguf_families)
+DOCTESTS := $(patsubst %,tests/test_%.py,docs speed arch arch_steering deepseek_v4 deepseek_v4_files \
+  edits phases gguf_families)
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs vectors bench lock clean setup
+.PHONY: demo test conformance lint types docs vectors bench lock clean setup
 
 demo: setup
 	@$(BIN)/mlxsteer demo
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)
+
+conformance: setup
+	@$(BIN)/python -m pytest -m conformance --write-docs tests/test_conformance.py
 
 lint: setup
 	@$(BIN)/python -m ruff check

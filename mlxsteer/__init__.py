@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from .backend import open_blas
 
 if TYPE_CHECKING:
+    from .adopt import adopt
     from .errors import MlxsteerError
     from .extract import extract
     from .generate import forward, generate, stream_generate
@@ -33,6 +34,7 @@ __all__ = [
     "Steered",
     "Steering",
     "Vector",
+    "adopt",
     "extract",
     "forward",
     "generate",
@@ -50,6 +52,7 @@ _HOME = {
     "Steered": "runtime",
     "Steering": "steering",
     "Vector": "vector",
+    "adopt": "adopt",
     "extract": "extract",
     "forward": "generate",
     "generate": "generate",
@@ -60,7 +63,7 @@ _HOME = {
 
 
 class _Package(ModuleType):
-    """Keeps the functions `extract` and `generate`, which importing their modules would hide."""
+    """Keeps `adopt`, `extract` and `generate`, which importing their modules would hide."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _HOME and isinstance(value, ModuleType):

@@ -5,7 +5,8 @@ All wanted layers and sites are read in ONE forward pass per batch. Prompts are 
 right-padded (attention is causal, so padding changes nothing before it); the prefix that all of
 them share is read once, as far as nothing of it is wanted; only the wanted positions are kept, one
 gather or one masked mean per site; no logits are computed, because nothing asks for them and MLX is
-lazy. It knows nothing of concepts, pairs or methods.
+lazy. Where a model carries several residual streams, the mean over them is read. It knows nothing
+of concepts, pairs or methods.
 
 Shapes: a result is `{site: [N, n, D]}` for `N` prompts and `n` layers, float32.
 """
@@ -23,7 +24,7 @@ from .errors import UsageError
 from .plan import taps
 from .progress import Progress, silent
 from .steering import Steering
-from .taps import PLAIN, SITES, Add, Join, Tap, Taps
+from .taps import PLAIN, SITES, Add, Join, Tap, Taps, check_site
 
 __all__ = [
     "CaptureTap",
@@ -52,7 +53,8 @@ class CaptureTap(Tap):
         join: which join this is.
         sites: what to keep.
         positions: one token index per row, `[B]`; or a mask of tokens, `[B, T]`, whose mean is
-            kept, in float32; None keeps all tokens.
+            kept, in float32; None keeps all tokens. Of several residual streams their mean is kept,
+            in float32, with None all of them.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class CaptureTap(Tap):
         if where is None:
             return x
         if where.ndim == 1:
-            return x[mx.arange(x.shape[0]), where]
+            picked = x[mx.arange(x.shape[0]), where]
+            return picked if x.ndim == 3 else picked.astype(mx.float32).mean(axis=1)
+        if x.ndim == 4:
+            x = x.astype(mx.float32).mean(axis=2)
         wanted = mx.where(where[..., None], x.astype(mx.float32), 0)  # padding may be anything
         return wanted.sum(axis=1) / where.sum(axis=1, keepdims=True)
 
@@ -93,12 +98,24 @@ class CaptureTap(Tap):
         self._keep(h, stream=True)
         return h
 
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
         if any(not SITES[site][1] for site in self.sites):
             self._keep(self.inner.write(r), stream=False)
-        h = self.inner.join(h, r, add)  # as it is without this tap, bit for bit
+        h = self.inner.join(h, r, add, *more)  # as it is without this tap, bit for bit
         self._keep(h, stream=True)
         return h
+
+    def acts(self, stream: bool) -> bool:
+        kept = any(SITES[site] == (self.joins, stream) for site in self.sites)
+        return kept or self.inner.acts(stream)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        carried = self.inner.carry(target, read, stream=stream, scale=scale)
+        edit = self.inner.stream if stream else self.inner.write
+        self._keep(carried if read is target else edit(read), stream)
+        return carried
 
 
 def capturing(
@@ -216,6 +233,8 @@ def check_places(model: nn.Module, sites: Sequence[str], layers: Sequence[int]) 
     for site in sites:
         if site not in SITES:
             raise UsageError(f"site {site!r} does not exist; sites are {', '.join(SITES)}")
+        for layer in layers:
+            check_site(model, site, layer)
 
 
 def _span(position: Position, length: int) -> tuple[int, int]:

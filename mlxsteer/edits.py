@@ -10,13 +10,15 @@ row), `f` the identity or relu, and a weight `w` over tokens. All edits of one p
 while a model writes: a Python float inside a compiled function would be frozen there, the slider
 would move and nothing would change.
 
-`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds.
+`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds;
+`carry` does so with the edits of one place in a model that adds by itself.
 Additive edits are one graph node, as many as the plain add, in every dtype: vectors are float32 and
 are cast to the stream's dtype inside the compiled function, so a bfloat16 stream stays bfloat16.
 The others read and sum in float32 and round once.
 
 Shapes: `x`, `h`, `r` are `[B, T, D]`. Rows of a batch that agree share their arrays, else these
-have a leading `B`. This module knows nothing of layers, sites, phases or files.
+have a leading `B`. Several residual streams, `[B, T, S, D]`, are edited each on its own and alike.
+This module knows nothing of layers, sites, phases or files.
 """
 
 import dataclasses
@@ -27,10 +29,20 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["Edit", "Kind", "add", "apply", "join", "keep_norm", "read_and_write", "weighted"]
+__all__ = [
+    "Edit",
+    "Kind",
+    "add",
+    "apply",
+    "carry",
+    "join",
+    "keep_norm",
+    "read_and_write",
+    "weighted",
+]
 
 
-_Add = Callable[[mx.array, mx.array], mx.array]
+_Add = Callable[..., mx.array]
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,8 @@ def _edited(
         (kind, [next(arrays) for _ in range(_OPERANDS[kind.name] + kind.weighted)])
         for kind in kinds
     ]
+    if x.ndim == 4:
+        operands = [(kind, _for_streams(kind, values)) for kind, values in operands]
     if all(kind.name == "add" for kind in kinds):
         for kind, (v, *weight) in operands:
             x = plain_add(x, (v * weight[0] if kind.weighted else v).astype(x.dtype))
@@ -155,6 +169,12 @@ def _rounded(x: mx.array, dtype: mx.Dtype, plain_add: _Add) -> mx.array:
     return x if plain_add is operator.add else plain_add(x, mx.array(0, dtype))
 
 
+def _for_streams(kind: Kind, values: list[mx.array]) -> list[mx.array]:
+    """Give what has an axis of rows or of tokens an axis of streams, too, of size 1."""
+    *operands, last = [v[:, None] if v.ndim == 3 else v for v in values]
+    return [*operands, values[-1][..., None, :] if kind.weighted else last]
+
+
 def apply(x: mx.array, edits: tuple[Edit, ...]) -> mx.array:
     """Return `x` with the edits done, uncompiled: what `join` fuses."""
     return _edited(x, *_flat(edits))
@@ -167,16 +187,21 @@ def _flat(edits: tuple[Edit, ...]) -> tuple[tuple[Kind, ...], Iterator[mx.array]
 @functools.cache
 def _compiled(
     plain_add: _Add,
+    more: int,
     writes: tuple[Kind, ...],
     streams: tuple[Kind, ...],
 ) -> Callable[..., mx.array]:
     def fused(h: mx.array, r: mx.array, *arrays: mx.array) -> mx.array:
-        rest = iter(arrays)
+        rest = iter(arrays[more:])
+        if h.ndim == 4:  # before the edits, so that these fuse with what spreads it over streams
+            r = r[..., None, :]
         r = _edited(r, writes, rest)
-        return _edited(plain_add(h, r), streams, rest, plain_add)
+        # what mixes streams is no add of an edit
+        edit_add = operator.add if more else plain_add
+        return _edited(plain_add(h, r, *arrays[:more]), streams, rest, edit_add)
 
     # products and clips drag broadcasts along if shapeless; without it a new length is traced anew
-    simple = plain_add is operator.add or not streams
+    simple = not more and (plain_add is operator.add or not streams)
     shapeless = simple and all(kind.name == "add" for kind in (*writes, *streams))
     compiled: Callable[..., mx.array] = mx.compile(fused, shapeless=shapeless)
     return compiled
@@ -188,16 +213,56 @@ def join(
     writes: tuple[Edit, ...],
     streams: tuple[Edit, ...],
     plain_add: _Add,
+    *more: mx.array,
 ) -> mx.array:
     """Return the edited join as one compiled call.
 
     Args:
-        h: residual before the join, `[B, T, D]`.
+        h: residual before the join, `[B, T, D]` or `[B, T, S, D]`.
         r: the sub-layer's output, `[B, T, D]`.
         writes: edits of `r`.
         streams: edits of the sum.
-        plain_add: the family's own add; the stream is edited by it, too.
+        plain_add: the family's own add; the stream is edited by it, too, unless it mixes streams.
+            Of streams it takes `r` with and without their axis.
+        more: what such an add needs besides.
     """
     write_kinds, write_arrays = _flat(writes)
     stream_kinds, stream_arrays = _flat(streams)
-    return _compiled(plain_add, write_kinds, stream_kinds)(h, r, *write_arrays, *stream_arrays)
+    fused = _compiled(plain_add, len(more), write_kinds, stream_kinds)
+    return fused(h, r, *more, *write_arrays, *stream_arrays)
+
+
+@functools.cache
+def _carrying(kinds: tuple[Kind, ...], scale: float, own: bool) -> Callable[..., mx.array]:
+    additive = all(kind.name == "add" for kind in kinds)
+
+    def fused(target: mx.array, *arrays: mx.array) -> mx.array:
+        if own:
+            return _edited(target, kinds, iter(arrays))
+        if additive:  # what is read does not matter
+            rest = iter(arrays)
+            for kind in kinds:
+                v = next(rest) * next(rest) if kind.weighted else next(rest)
+                target = target + (v if scale == 1 else v / scale).astype(target.dtype)
+            return target
+        before = arrays[0].astype(mx.float32)
+        change: mx.array = _edited(before, kinds, iter(arrays[1:])) - before
+        return (target.astype(mx.float32) + change / scale).astype(target.dtype)
+
+    compiled: Callable[..., mx.array] = mx.compile(fused, shapeless=additive)
+    return compiled
+
+
+def carry(
+    target: mx.array, read: mx.array, edits: tuple[Edit, ...], scale: float = 1.0
+) -> mx.array:
+    """Return `target + (apply(read, edits) - read) / scale` as one compiled call.
+
+    Additive edits are one node. `read` may be `target` itself, else it has its shape, or one that
+    broadcasts to it: of streams `[S, B, T, D]` that of each.
+    """
+    kinds, arrays = _flat(edits)
+    own = read is target and scale == 1
+    if own or all(kind.name == "add" for kind in kinds):
+        return _carrying(kinds, scale, own)(target, *arrays)
+    return _carrying(kinds, scale, own)(target, read, *arrays)

@@ -1,14 +1,14 @@
 """Load a model from a local folder: `config.json`, `model*.safetensors`, tokenizer files.
 
-mlx-lm opens the weights and we give it our definition; they stay unread until they are converted,
-one module at a time, the largest first, so that loading needs little more memory than the model.
-Only safetensors are read and no code that comes with a model is run. It knows nothing of the
-Hub, of model names or of devices.
+mlx-lm opens the weights. We give it our definition, or adopt its own where we have none. They stay
+unread until they are converted, one module at a time, the largest first, so that loading needs
+little more memory than the model. Only safetensors are read and no code that comes with a model is
+run. It knows nothing of the Hub, of model names or of devices.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub.errors import StrictDataclassError
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer
 from safetensors import SafetensorError, safe_open
 
-from .arch import get_classes
+from .adopt import adopt
+from .definition import ARGUMENT_ERRORS, check_config, classes, is_own, one_line
 from .errors import MlxsteerError
 from .progress import Progress, silent
 
 __all__ = [
-    "check_config",
     "config_quantization",
     "dtype_of",
     "folder_bytes",
@@ -35,15 +36,7 @@ __all__ = [
     "read_config",
 ]
 
-# What a config counts -> the most that is believed, so that no list without end is ever built.
-SIZES = {
-    "hidden_size": 1 << 24,
-    "intermediate_size": 1 << 28,
-    "num_attention_heads": 1 << 20,
-    "num_hidden_layers": 1 << 16,
-    "vocab_size": 1 << 28,
-}
-ARGUMENT_ERRORS = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)
+LOADING_ERRORS = (*ARGUMENT_ERRORS, AssertionError, RuntimeError)
 TOKENIZER_ERRORS = (*ARGUMENT_ERRORS, OSError, StrictDataclassError)  # it reads the config, too
 BITS = {"F64": 64, "F32": 32, "U32": 32, "F16": 16, "BF16": 16, "U8": 8}
 
@@ -56,42 +49,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     check_config(config, str(path))
     return config
-
-
-def check_config(config: dict[str, Any], where: str) -> Any:
-    """The arguments of our definition; they have `hidden_size` and the like in every family.
-
-    Refused is a config that names no model of ours, absurd sizes, or code of its own to run.
-
-    Raises:
-        MlxsteerError: one of these; the line begins with `where`.
-    """
-    if not isinstance(config.get("model_type"), str):
-        raise MlxsteerError(f"{where}: there is no model_type; this is no language model's config")
-    if config.get("model_file") is not None:
-        raise MlxsteerError(
-            f"{where}: the model wants to run its own code, {config['model_file']!r}; "
-            "mlxsteer runs no code from models"
-        )
-    _, args_class = get_classes(config)
-    nested = config.get("text_config")
-    for table in (config, nested if isinstance(nested, dict) else {}):
-        for key in SIZES.keys() & table.keys():
-            _check_size(key, table[key], where)
-    try:
-        args = args_class.from_dict(config)  # type: ignore[attr-defined]
-    except MlxsteerError as error:
-        raise MlxsteerError(f"{where}: {error}") from error
-    except ARGUMENT_ERRORS as error:
-        raise MlxsteerError(f"{where} cannot be used: {_line(error)}") from error
-    for key in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        _check_size(key, getattr(args, key), where)
-    return args
-
-
-def _check_size(key: str, value: object, where: str) -> None:
-    if type(value) is not int or not 0 < value <= SIZES[key]:
-        raise MlxsteerError(f"{where}: {key} is {value!r}, not a number from 1 to {SIZES[key]}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -133,14 +90,16 @@ def folder_bytes(
                     part = file.get_slice(name)
                     sizes[name] = part.get_dtype(), part.get_shape()
         except (OSError, SafetensorError) as error:
-            raise MlxsteerError(f"{path} is damaged: {_line(error)}; download it again") from error
-    layers = check_config(config, str(folder)).num_hidden_layers
-    if layers > len(sizes):
+            raise MlxsteerError(
+                f"{path} is damaged: {one_line(error)}; download it again"
+            ) from error
+    layers = getattr(check_config(config, str(folder)), "num_hidden_layers", None)
+    if type(layers) is int and layers > len(sizes):
         raise MlxsteerError(
             f"{folder}: config.json says {layers} layers, the weights are {len(sizes)} tensors; "
             "the files do not belong together"
         )
-    unread: tuple[str, ...] = getattr(get_classes(config)[0], "UNREAD", ())
+    unread: tuple[str, ...] = getattr(classes(config)[0], "UNREAD", ())
     total, width = 0.0, (dtype or mx.float32).size
     for name, (kind, shape) in sizes.items():
         if name.startswith(unread):
@@ -195,12 +154,20 @@ def load_folder(
     progress: Progress = silent,
 ) -> nn.Module:
     """Build the model; `dtype` None keeps what is stored, else all that is not packed is in it."""
+    config = read_config(folder)
+    packing = getattr(classes(config)[0], "packing", None)  # a family's own, of its files
+    said = packing(config) if packing is not None else None
     try:
-        model, _ = load_model(folder, lazy=True, get_model_classes=get_classes)
-    except (*ARGUMENT_ERRORS, AssertionError, RuntimeError) as error:
-        raise MlxsteerError(f"{folder} cannot be loaded: {_line(error)}") from error
+        model, config = load_model(folder, lazy=True, model_config=said, get_model_classes=classes)
+    except LOADING_ERRORS as error:
+        raise MlxsteerError(f"{folder} cannot be loaded: {one_line(error)}") from error
     convert(model, dtype=dtype, keep_quantized=keep_quantized, progress=progress)
-    return model
+    if is_own(config):
+        return model
+    try:
+        return adopt(model)
+    except LOADING_ERRORS as error:
+        raise MlxsteerError(f"{folder} cannot be run here: {one_line(error)}") from error
 
 
 def convert(
@@ -211,6 +178,7 @@ def convert(
     progress: Progress = silent,
 ) -> None:
     """Read the weights of a model in place, module by module, dequantized and cast as asked."""
+    cast: Callable[[str], bool] = getattr(model, "cast_predicate", lambda name: True)
     modules = sorted(model.named_modules(), key=lambda named: -_own_bytes(named[1]))
     for done, (path, module) in enumerate(modules):
         progress("loading weights", done, len(modules))
@@ -219,7 +187,7 @@ def convert(
             _put(model, path, module)
         elif dtype is not None and getattr(module, "mode", "affine") == "affine":
             for name, array in _own(module):
-                if mx.issubdtype(array.dtype, mx.floating):
+                if mx.issubdtype(array.dtype, mx.floating) and cast(f"{path}.{name}"):
                     module[name] = array.astype(dtype)
         mx.eval([array for _, array in _own(module)])
     mx.clear_cache()
@@ -267,6 +235,8 @@ def _dense_twin(path: str, module: nn.Module, dtype: mx.Dtype) -> nn.Module:
         twin = nn.Linear(columns, rows, bias="bias" in module)
     elif isinstance(module, QuantizedSwitchLinear):
         twin = SwitchLinear(columns, rows, experts[0], bias="bias" in module)
+    elif isinstance(module, QuantizedMultiLinear):
+        twin = MultiLinear(columns, rows, experts[0])
     else:
         raise _no_plain_form(path, type(module).__name__)
     twin.weight = weight
@@ -292,13 +262,19 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def dtype_of(model: nn.Module) -> mx.Dtype:
     """The floating dtype of most parameters, which is that of the activations."""
-    arrays = [array for _, module in model.named_modules() for _, array in _own(module)]
-    kinds = Counter(a.dtype for a in arrays if mx.issubdtype(a.dtype, mx.floating))
+    kinds: Counter[mx.Dtype] = Counter()
+    for _, module in model.named_modules():
+        for _, array in _own(module):
+            if mx.issubdtype(array.dtype, mx.floating):
+                kinds[array.dtype] += array.size
     return kinds.most_common(1)[0][0]
 
 
 def folder_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    """The tokenizer with every end token of `config.json` and `generation_config.json`."""
+    """The tokenizer with every end token of `config.json` and `generation_config.json`.
+
+    Without a chat template it takes that of its family, if there is one.
+    """
     nested = config.get("text_config")
     ends = _ids(config.get("eos_token_id"))
     ends |= _ids(nested.get("eos_token_id")) if isinstance(nested, dict) else set()
@@ -318,16 +294,13 @@ def folder_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
                 f"{folder}: the tokenizer wants to run its own code; "
                 "mlxsteer runs no code from models"
             ) from error
-        raise MlxsteerError(f"{folder} has no usable tokenizer: {_line(error)}") from error
+        raise MlxsteerError(f"{folder} has no usable tokenizer: {one_line(error)}") from error
+    template = getattr(classes(config)[0], "CHAT_TEMPLATE", None)
+    if template is not None and not tokenizer.has_chat_template:
+        tokenizer.chat_template, tokenizer.has_chat_template = template, True
     return tokenizer
 
 
 def _ids(value: object) -> set[int]:
     values = value if isinstance(value, list) else [value]
     return {number for number in values if type(number) is int}
-
-
-def _line(error: Exception) -> str:
-    """What another library said, as one short line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 240 else f"{text[:240]}..."

@@ -23,6 +23,8 @@ file an unknown key is refused.
     quantization = "q4_1"          # as in ModelRef: "q4_1", "4bit-g64", "none"
     file = "x.gguf"                # optional: one file of the repository instead of the whole
     sha256 = "..."                 # optional, of that file
+    memory_gb = 0.6                # optional: needed to run this one
+    notes = "..."                  # optional, on this one
 
 `vectors/<name>/vector.toml`, beside the contrast data and one `<model>.safetensors` per model:
 
@@ -129,7 +131,8 @@ def home() -> Path:
 class HubFile:
     """One quantization of a model on the Hub: a whole repository, or one `file` of it.
 
-    An empty `revision` is the newest; a `sha256` pins the file all the same.
+    An empty `revision` is the newest; a `sha256` pins the file all the same. A `memory_gb` of 0 is
+    not known.
     """
 
     repo: str
@@ -137,6 +140,8 @@ class HubFile:
     revision: str = ""
     file: str = ""
     sha256: str = ""
+    memory_gb: float = 0.0
+    notes: str = ""
 
 
 @dataclass(frozen=True)
@@ -299,6 +304,8 @@ def read_model(path: Path) -> KnownModel:
             revision=entry.match("revision", _SHA1, "a commit sha of 40 hex digits", ""),
             file=entry.text("file", ""),
             sha256=entry.match("sha256", _SHA256, "64 hex digits", ""),
+            memory_gb=entry.number("memory_gb", 0.0),
+            notes=entry.text("notes", ""),
         )
         for entry in top.tables("hub")
     )

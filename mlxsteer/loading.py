@@ -20,10 +20,10 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .backend import default_dtype, keep_quantized_default, require_memory
+from .definition import check_config
 from .download import check_sha256, download_file, download_model
 from .errors import MlxsteerError, UsageError
 from .folder import (
-    check_config,
     config_quantization,
     dtype_of,
     folder_bytes,

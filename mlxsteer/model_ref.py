@@ -16,6 +16,7 @@ __all__ = ["ModelRef", "base_name", "misfit"]
 _PACKING = re.compile(
     r"""(?<=.)[-_.](?:
     gguf | ggml | mlx | hf | safetensors | awq | gptq | hqq | exl[23] | bnb | unsloth | dwq
+    | (?:m-)?dq
     | imatrix | i1 | dynamic | quantized
     | (?:bf|fp|f|int|mxfp|nvfp)\d+ | w\d+a\d+ | i?q\d+(?:_[a-z0-9]+)* | \d+(?:\.\d+)?-?(?:bits?|bpw)
     | gs?\d+ | group-?\d+

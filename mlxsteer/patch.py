@@ -7,7 +7,8 @@
 The runs may be of one model or of two of the same shape. MLX is lazy: where every position of a
 residual is replaced, what would have computed it is never evaluated. It knows nothing of vectors.
 
-Shapes: kept values are `[B, T, D]`, as `capturing` without positions leaves them.
+Shapes: kept values are `[B, T, D]`, or `[B, T, S, D]` of `S` residual streams, as `capturing`
+without positions leaves them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,15 +46,20 @@ class PatchTap(Tap):
         if kept is None:
             return x
         value = kept.astype(x.dtype)
+        if value.ndim != x.ndim:
+            raise UsageError(
+                f"a residual of shape {value.shape} cannot replace one of shape {x.shape}: one of "
+                "the models carries several streams, the other does not"
+            )
         if self.positions is not None:
             source, target = self.positions
             patched = mx.array(x)
             patched[:, target] = value[:, source]
             return patched
-        if value.shape[-2:] != x.shape[-2:]:
+        if value.shape[1:] != x.shape[1:]:
             raise UsageError(
-                f"a run of {value.shape[-2]} tokens of width {value.shape[-1]} cannot replace one "
-                f"of {x.shape[-2]} of width {x.shape[-1]}: name the positions, or take equal runs"
+                f"a run of {value.shape[1]} tokens of width {value.shape[-1]} cannot replace one "
+                f"of {x.shape[1]} of width {x.shape[-1]}: name the positions, or take equal runs"
             )
         return mx.broadcast_to(value, x.shape)
 
@@ -62,6 +68,10 @@ class PatchTap(Tap):
 
     def stream(self, h: mx.array) -> mx.array:
         return self._patched(self.inner.stream(h), self.kept_stream)
+
+    def acts(self, stream: bool) -> bool:
+        kept = self.kept_stream if stream else self.kept_write
+        return kept is not None or self.inner.acts(stream)
 
 
 def patching(

@@ -45,8 +45,16 @@ class EditTap(Tap):
     def stream(self, h: mx.array) -> mx.array:
         return edits.apply(h, self.streams)
 
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
-        return edits.join(h, r, self.writes, self.streams, add)
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        return edits.join(h, r, self.writes, self.streams, add, *more)
+
+    def acts(self, stream: bool) -> bool:
+        return bool(self.streams if stream else self.writes)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        return edits.carry(target, read, self.streams if stream else self.writes, scale)
 
 
 def taps(rows: Sequence[RowPass], answer: mx.array | None = None) -> Taps:

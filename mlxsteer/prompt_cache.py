@@ -7,14 +7,16 @@ than mlx-lm's. This module knows nothing of tokenizers or text.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import load_prompt_cache as mlx_load
-from mlx_lm.models.cache import save_prompt_cache as mlx_save
+import numpy as np
+from mlx.utils import tree_unflatten
+from mlx_lm.models import cache as mlx_cache
 
+from .arch.deepseek_v4_cache import DeepseekV4Cache
 from .errors import MlxsteerError
 from .record import Record
 from .runtime import Steered
@@ -25,6 +27,12 @@ from .vector_file import whole_file
 __all__ = ["load_prompt_cache", "read", "reuse", "save_prompt_cache"]
 
 CHUNK = 512  # tokens of one forward pass of `read`
+OWN = {"DeepseekV4Cache": DeepseekV4Cache}  # classes that mlx-lm does not know
+NO_ARRAYS: dict[str, Callable[[mx.array], Any]] = {
+    "none": lambda _: None,
+    "scalar": lambda array: array.item(),
+    "string": lambda array: "".join(chr(letter) for letter in np.array(array)),
+}
 
 
 def read(
@@ -70,15 +78,16 @@ def reuse(
     asked = Record.expected(live.steering, row.position, prompt_length)
     differs = row.record.first_difference(asked, row.position)
     if differs is not None:
+        trim = f"trim it to {differs} tokens, or " if mlx_cache.can_trim_prompt_cache(cache) else ""
         raise MlxsteerError(
             f"this prompt cache was read under another steering from position {differs} on: "
-            f"trim it to {differs} tokens, or read() the tokens again"
+            f"{trim}read() the tokens again"
         )
     new = Row(live, prompt_length, think_end)
     new.position, new.record = row.position, row.record
-    if think_end == row.think_end and prompt_length == row.prompt_length:
+    if new.think_end == row.think_end and prompt_length == row.prompt_length:
         new.answer, new.tail = row.answer, row.tail
-    if think_end == row.think_end:
+    if new.think_end == row.think_end:
         new.unread = list(row.unread)
     state.rows = [new]
     return cache
@@ -89,10 +98,14 @@ def save_prompt_cache(
 ) -> None:
     """Write the cache of one request in mlx-lm's format, the steering record in its metadata."""
     state = _state(cache)
-    mine = {"mlxsteer.position": str(state.size()), "mlxsteer.record": state.record.to_json()}
+    mine = {
+        "mlxsteer.position": str(state.size()),
+        "mlxsteer.record": state.record.to_json(),
+        "mlxsteer.thinking": state.rows[0].thinking_to_json(),
+    }
     with whole_file(Path(path)) as temporary:
         target = temporary.with_suffix(".safetensors")  # mlx appends it where it is missing
-        mlx_save(str(target), cache[:-1], {**(metadata or {}), **mine})
+        mlx_cache.save_prompt_cache(str(target), cache[:-1], {**(metadata or {}), **mine})
         target.replace(temporary)
 
 
@@ -105,15 +118,34 @@ def load_prompt_cache(path: str | os.PathLike[str]) -> tuple[list[Any], dict[str
         MlxsteerError: no file of this kind, or a damaged record.
     """
     try:
-        cache, metadata = mlx_load(str(path), return_metadata=True)
+        cache, metadata = _read(path)
     except (RuntimeError, ValueError, KeyError, IndexError) as e:
         raise MlxsteerError(f"{path} is no prompt cache ({e}): save one first") from e
     fields = dict(metadata) if isinstance(metadata, dict) else {}
     steering = fields.pop("mlxsteer", {})
     row = Row(Live(), None)
-    row.position = int(steering.get("position", max(c.size() for c in cache)))
+    try:
+        row.position = int(steering.get("position", max(c.size() for c in cache)))
+    except ValueError as e:
+        raise MlxsteerError(f"{path}: its position is damaged ({e}): read the prompt again") from e
     row.record = Record.from_json(steering.get("record", "{}"))
+    if "thinking" in steering:
+        row.thinking_from_json(steering["thinking"])
     return [*cache, SteeringState([row])], fields
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[list[Any], Any]:
+    """Read mlx-lm's format, as its own loader does, which makes only classes that it knows."""
+    values: Any
+    header: Any
+    values, header = mx.load(str(path), return_metadata=True)
+    metadata, names, scalars = tree_unflatten(list(header.items()))
+    for key, kind in scalars[1:]:  # what is no array was written as one
+        values[key] = NO_ARRAYS[kind](values[key])
+    theirs = {name: c for name, c in vars(mlx_cache).items() if hasattr(c, "from_state")}
+    known = {**theirs, **OWN}
+    states = tree_unflatten(list(values.items()))
+    return [known[name].from_state(s) for name, s in zip(names, states, strict=True)], metadata
 
 
 def _state(cache: list[Any]) -> SteeringState:

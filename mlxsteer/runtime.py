@@ -15,6 +15,7 @@ import mlx.nn as nn
 from .errors import MlxsteerError
 from .state import OFF, Live, Row, SteeringState
 from .steering import Steering
+from .taps import check_site
 
 __all__ = ["Live", "Steered", "SteeringState", "check_steering"]
 
@@ -23,7 +24,7 @@ def check_steering(model: nn.Module, steering: Steering) -> None:
     """Refuse vectors that do not belong to the model.
 
     Raises:
-        MlxsteerError: another width, layer count or model.
+        MlxsteerError: another width, layer count or model, or a site that the model does not have.
     """
     for term in steering:
         vector = term.vector
@@ -36,6 +37,8 @@ def check_steering(model: nn.Module, steering: Steering) -> None:
                 f"vector {vector.name!r} is of width {vector.hidden_size} with layers up to "
                 f"{vector.layers[-1]}; the model has width {width} and {layers} layers"
             )
+        for layer in vector.layers:
+            check_site(model, vector.site, layer)
 
 
 class Steered(nn.Module):

@@ -7,6 +7,7 @@ where an answer begins is an array, because the token that decides it is still b
 It knows nothing of models.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,32 @@ class Row:
         copy.position, copy.record = self.position, self.record.copy()
         copy.answer, copy.tail, copy.unread = self.answer, self.tail, list(self.unread)
         return copy
+
+    def thinking_to_json(self) -> str:
+        """Return what is known of the end of thinking, as one line; it waits for the device."""
+        unread = mx.concatenate(self.unread) if self.unread else None
+        arrays = {"answer": self.answer, "tail": self.tail, "unread": unread}
+        known = {key: array.tolist() for key, array in arrays.items() if array is not None}
+        return json.dumps({"end": self.think_end, "prompt_length": self.prompt_length, **known})
+
+    def thinking_from_json(self, text: str) -> None:
+        """Take over what `thinking_to_json` returned.
+
+        Raises:
+            MlxsteerError: it is something else.
+        """
+        try:
+            said = json.loads(text)
+            end, prompt_length = said["end"], said["prompt_length"]
+            self.think_end = None if end is None else tuple(map(int, end))
+            self.prompt_length = None if prompt_length is None else int(prompt_length)
+            found = {k: mx.array(said[k]) for k in ("answer", "tail", "unread") if k in said}
+        except (ValueError, TypeError, KeyError) as e:
+            raise MlxsteerError(
+                "what this prompt cache says of its thinking is damaged: read the prompt again"
+            ) from e
+        self.answer, self.tail = found.get("answer"), found.get("tail")
+        self.unread = [found["unread"]] if "unread" in found else []
 
     def back_to(self, position: int) -> None:
         """Forget what was read from `position` on."""

@@ -144,10 +144,12 @@ class Table:
             raise self.wrong(key, "a positive whole number")
         return value
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
         """A positive number."""
-        value = self._get(key, _MISSING)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+        value = self._get(key, _MISSING if default is None else default)
+        if key in self.values and (
+            not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9
+        ):
             raise self.wrong(key, "a positive number")
         return float(value)
 

@@ -4,22 +4,38 @@ A block joins the residual stream twice, `h = h + attn(norm(h))` and `h = h + ml
 each join is one tap. A definition asks `taps.at(layer, join)` for it and calls `tap.join(h, r)`;
 with `taps=None` it uses `NO_TAPS`, whose taps are the plain add. Capture, steering and patching are
 taps; a definition never hears of vectors, strengths or phases, and nothing is stored on its
-modules.
+modules. A definition that adds by itself (one of mlx-lm's, see `adopt`) has its values changed
+before it adds them: `tap.carry`.
 
-Shapes: `h` and `r` are `[B, T, D]` in the model's dtype and keep shape and dtype.
+Shapes: `h` and `r` are `[B, T, D]` in the model's dtype and keep shape and dtype. Where a family
+carries several residual streams (hyper-connections), `h` is `[B, T, S, D]`: an edit of the stream
+acts on each of the `S` alike, and one of the sub-layer's output is spread by the family's own add.
 This module knows nothing of vectors or models.
 """
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 
-__all__ = ["JOINS", "NO_TAPS", "PLAIN", "SITES", "Add", "Join", "Tap", "Taps", "site_place"]
+from .errors import UsageError
+
+__all__ = [
+    "JOINS",
+    "NO_TAPS",
+    "PLAIN",
+    "SITES",
+    "Add",
+    "Join",
+    "Tap",
+    "Taps",
+    "check_site",
+    "site_place",
+]
 
 Join = Literal["attn", "mlp"]
-Add = Callable[[mx.array, mx.array], mx.array]
+Add = Callable[..., mx.array]  # of h, r and what else the family's add needs
 
 JOINS: tuple[Join, Join] = ("attn", "mlp")
 
@@ -38,6 +54,20 @@ def site_place(join: Join, stream: bool) -> str:
     return next(site for site, place in SITES.items() if place == (join, stream))
 
 
+def check_site(model: Any, site: str, layer: int) -> None:
+    """Refuse a site that a layer does not have: adopted models list theirs, ours have all four.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    sites = getattr(model, "sites", None)
+    if sites is not None and not sites[layer][site]:
+        there = ", ".join(name for name, has in sites[layer].items() if has)
+        raise UsageError(
+            f"layer {layer} of this {model.model_type} has no site {site}: it has {there}"
+        )
+
+
 class Tap:
     """One join of one block. This one is the plain add; others override `write` and `stream`."""
 
@@ -49,14 +79,37 @@ class Tap:
         """Edit the residual after the join (`resid_mid`, `resid_post`)."""
         return h
 
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
-        """Return `stream(add(h, write(r)))`; `add` is the family's own (Gemma 3 clips)."""
-        return self.stream(add(h, self.write(r)))
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        """Return `stream(add(h, write(r), *more))`; `add` is the family's own (Gemma 3 clips)."""
+        return self.stream(add(h, self.write(r), *more))
+
+    def acts(self, stream: bool) -> bool:
+        """Whether `stream` (else `write`) does anything; an adopted model goes only there."""
+        name = "stream" if stream else "write"
+        return getattr(type(self), name) is not getattr(Tap, name)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        """Return `target`, changed by what `stream` (else `write`) changes in `read`.
+
+        Args:
+            target: what an adopted model is about to add, times `scale`, to the stream.
+            read: what the edit reads: `target` itself, or what the stream will be.
+            stream: whether `read` is the residual stream.
+            scale: the change is divided by it.
+        """
+        edited = self.stream(read) if stream else self.write(read)
+        if edited is read:
+            return target
+        if read is target:
+            return edited
+        return target + ((edited - read) / scale).astype(target.dtype)
 
 
 class _Plain(Tap):
-    def join(self, h: mx.array, r: mx.array, add: Add = operator.add) -> mx.array:
-        return add(h, r)
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        return add(h, r, *more)
 
 
 PLAIN = _Plain()

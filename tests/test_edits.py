@@ -1,6 +1,7 @@
 """Every operator against its formula in plain NumPy: fused, in any dtype, per row and per token."""
 
 import operator
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from mlxsteer.generate import forward
 from mlxsteer.plan import EditTap, taps
 from mlxsteer.runtime import Steered
 from mlxsteer.steering import Acting, Steering
+from mlxsteer.taps import Join
 from mlxsteer.vector import Vector
 
 B, T = 3, 5
@@ -131,6 +133,63 @@ def test_the_formula(dtype: str, case: str, keep_norm: bool) -> None:
     assert not np.allclose(seen[0], plain[0], atol=0.05)
     same = mx.allclose(got, tap.stream(half + half), rtol=step, atol=step)
     assert same.item()
+
+
+@pytest.mark.table("Operators", "case", "twins")
+@pytest.mark.parametrize("twin", ["sign", "layer", "join", "never"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_twins_of_the_formula_fail(case: str, twin: str) -> None:
+    x = 3 * mx.random.normal((1, T, WIDTH), key=mx.random.key(3))
+    each = [(made(op, 10 + i, sae=sae), 0.5 + 0.25 * i) for i, (op, sae) in enumerate(CASES[case])]
+    expected = formula(np.array(x[0], np.float64), each, False)
+
+    def edited(strengths: float, layer: int, join: Join) -> np.ndarray:
+        table = taps((tuple(Acting(v, strengths * s) for v, s in each),))
+        return np.array(table.at(layer, join).join(x, mx.zeros_like(x))[0])
+
+    np.testing.assert_allclose(edited(1, 1, "mlp"), expected, atol=2e-5)
+    places: dict[str, tuple[float, int, Join]] = {
+        "sign": (-1, 1, "mlp"),
+        "layer": (1, 2, "mlp"),
+        "join": (1, 1, "attn"),
+        "never": (0, 1, "mlp"),
+    }
+    assert not np.allclose(edited(*places[twin]), expected, atol=0.05)
+
+
+# phase and schedule -> the weights of `T` tokens, of which 3 are the prompt's; 4 is the answer's
+PHASES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "all": ({}, [1, 1, 1, 1, 1]),
+    "prompt": ({"phase": "prompt"}, [1, 1, 0, 0, 0]),
+    "response": ({"phase": "response"}, [0, 0, 1, 1, 1]),
+    "answer": ({"phase": "answer"}, [0, 0, 0, 0, 1]),
+    "window": ({"phase": "0:4"}, [1, 1, 1, 1, 0]),
+    "decay": ({"schedule": "decay(2)"}, [1, 1, 1, 0.5**0.5, 0.5]),
+    "ramp": ({"phase": "response", "schedule": "ramp(4)"}, [0, 0, 0.25, 0.5, 0.75]),
+}
+
+
+@pytest.mark.table("Operators", "case", "phases")
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("case", CASES)
+def test_an_operator_in_every_phase(case: str, phase: str) -> None:
+    """Read at once, in chunks and token by token; what reads leaves position 0 to windows."""
+    options, weights = PHASES[phase]
+    x = 3 * np.random.default_rng(3).normal(size=(T, WIDTH)).astype(np.float32)
+    each = [(made(op, 10 + i, sae=sae), 0.5 + 0.25 * i) for i, (op, sae) in enumerate(CASES[case])]
+    expected = x + np.array(weights)[:, None] * (formula(x, each, False) - x)
+    if phase != "window":
+        added = formula(x[:1], [(v, s) for v, s in each if v.op == "add"], False)
+        expected[0] = x[0] + weights[0] * (added[0] - x[0])
+    steering = Steering(*each, **options)
+    gate = mx.array([0.0, 0, 0, 0, 1])[None, :, None]
+    for cuts in ([0, 5], [0, 2, 5], range(6)):
+        for start, stop in pairwise(cuts):
+            part = mx.array(x[None, start:stop])
+            acting = steering.at(start, stop - start, 3)
+            tap = taps((acting,), gate[:, start:stop]).at(1, "mlp")
+            got = np.array(tap.join(part, mx.zeros_like(part))[0])
+            np.testing.assert_allclose(got, expected[start:stop], atol=2e-5)
 
 
 def test_at_strength_1_every_direction_holds_its_target_however_they_overlap() -> None:

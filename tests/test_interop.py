@@ -85,7 +85,7 @@ def test_the_hint_can_be_given(tmp_path: Path) -> None:
     assert fields["controlvector.model_hint"].contents() == "gemma3"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [f for f in FAMILIES if f != "deepseek_v4"])  # ds4's alone
 def test_the_hint_is_llama_cpps_word(tmp_path: Path, model_type: str) -> None:
     model = ModelRef("tiny/random", "0", model_type, 12, WIDTH, "none", "float32")
     write_control_vector(vector(model=model), tmp_path / "joy.gguf")

@@ -214,6 +214,23 @@ def test_golden_bytes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_attention_is_written_with_a_remark(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "verbosity.f32"
+    caplog.set_level(logging.INFO, "mlxsteer")
+    write_ds4(vector(site="attn_out"), path)
+    assert path.read_bytes() == GOLDEN
+    assert "--dir-steering-attn" in caplog.text
+    assert read_ds4(path, WIDTH).site == "mlp_out"
+    assert read_ds4(path, WIDTH, "attn_out").site == "attn_out"
+    assert load_vector(path, hidden_size=WIDTH, site="attn_out").site == "attn_out"
+    with pytest.raises(UsageError, match="site is 'resid_post': ds4 edits mlp_out or attn_out"):
+        read_ds4(path, WIDTH, "resid_post")
+    with pytest.raises(UsageError, match=r"x\.gguf: site 'attn_out' is for ds4's \.f32"):
+        load_vector(tmp_path / "x.gguf", site="attn_out")
+
+
 def test_there_and_back_is_the_same_file(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(43, 64))
     rows[[0, 7]] = 0
@@ -231,7 +248,7 @@ def test_there_and_back_is_the_same_file(tmp_path: Path) -> None:
         ({"op": "add"}, "op add cannot be written, only project"),
         ({"op": "clamp", "targets": [1, 1]}, "op clamp cannot be written"),
         ({"site": "resid_post"}, "site resid_post cannot be written; extract it at mlp_out"),
-        ({"site": "attn_out"}, "site attn_out cannot be written"),
+        ({"site": "resid_mid"}, "site resid_mid cannot be written"),
         ({"phase": "response"}, r"phase response cannot be written; replace\(phase='all'\)"),
         ({"scales": [1, 0.5]}, "the scale of layer 3 is 0.5; ds4 has none, replace it by 1"),
         (

@@ -116,6 +116,8 @@ sha256 = "{"ab" * 32}"
 [[hub]]
 repo = "someone/tiny"
 quantization = "none"
+memory_gb = 2.5
+notes = "whole"
 """
 
 
@@ -130,7 +132,7 @@ def test_a_model_file_is_read_whole(tmp_path: Path) -> None:
     assert (model.name, model.family, model.layers, model.width) == ("tiny", "llama", 2, 64)
     assert model.hub == (
         HubFile("someone/tiny-gguf", "q4_1", SHA, "tiny.gguf", "ab" * 32),
-        HubFile("someone/tiny", "none"),
+        HubFile("someone/tiny", "none", memory_gb=2.5, notes="whole"),
     )
     assert model.package == PackageFile("llm-tiny", "llm_tiny/tiny.gguf")
     assert (model.memory_gb, model.notes) == (1.0, "For tests.")
@@ -153,6 +155,7 @@ def test_a_model_file_is_read_whole(tmp_path: Path) -> None:
         (f'revision = "{SHA}"', 'revision = "main"', r"hub\[0\]\.revision is 'main'; .* 40 hex"),
         ("sha256 = ", 'sha265 = "" #', r"unknown key hub\[0\]\.sha265 \(did you mean sha256\?\)"),
         ("ab" * 32, "ab", r"hub\[0\]\.sha256 is 'ab'; it must be 64 hex digits"),
+        ("memory_gb = 2.5", "memory_gb = -1", r"hub\[1\]\.memory_gb is -1; it must be a positive"),
         ('repo = "someone/tiny"', 'repo = ""', r"hub\[1\]\.repo is ''; it must be a text"),
         ("[[hub]]", "[[hubs]]", r"hub is missing"),
         ("[package]", "[package.x]", r"package\.name is missing"),

@@ -220,11 +220,15 @@ def test_shipped_entries_are_plausible() -> None:
     models = {model.name: model for model in known_models()}
     assert models["smollm2-135m"].package is not None
     assert {model.family for model in models.values()} == FAMILIES.keys() - {"mistral"}
+    thinking = ("qwen3", "deepseek")
     for model in models.values():
-        assert model.thinking == (("<think>", "</think>") if "qwen3" in model.name else None)
+        assert model.thinking == (
+            ("<think>", "</think>") if model.name.startswith(thinking) else None
+        )
         source = model.hub[0]
         assert bool(source.file) == bool(source.sha256)
-        assert source.file or source.quantization == "4bit-g64"
+        packed = "fp8" if model.family == "deepseek_v4" else "4bit-g64"
+        assert source.file or source.quantization == packed
 
 
 def known(**changes: Any) -> KnownModel:

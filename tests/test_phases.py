@@ -64,8 +64,9 @@ def pushes(model, steering: Steering, chunks: list[int], batch: int = 1) -> np.n
 
 
 @pytest.mark.table("Phases and schedules", "case", "chunks, batch, sign")
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("chunks", [[10], [1] * 10, [4, 6], [3, 3, 1, 1, 2], [7, 3]])
+@pytest.mark.parametrize(
+    ("chunks", "batch"), [([10], 1), ([1] * 10, 3), ([4, 6], 3), ([3, 3, 1, 1, 2], 1), ([7, 3], 3)]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_every_phase_and_schedule_in_any_chunks(case: str, chunks: list[int], batch: int) -> None:
     options, expected = CASES[case]

@@ -1,6 +1,7 @@
 """Caches are shared where the edits on them agree, and refused where they do not."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -12,7 +13,7 @@ from mlxsteer.errors import MlxsteerError
 from mlxsteer.prompt_cache import load_prompt_cache, read, reuse, save_prompt_cache
 from mlxsteer.record import Record
 from mlxsteer.runtime import Steered
-from mlxsteer.state import Live
+from mlxsteer.state import Live, Row
 from mlxsteer.steering import Steering
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
@@ -110,6 +111,43 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     with pytest.raises(MlxsteerError, match="from position 0 on"):
         reuse(loaded, Steering())
     assert mx.array_equal(going_on(steered, reuse(loaded, EVERYWHERE), [10]), expected)
+
+
+@pytest.mark.parametrize("cut", [4, 5])
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_cache_knows_whether_thinking_was_closed(
+    saved: bool, watched: bool, cut: int, tmp_path: Path
+) -> None:
+    """The marker are tokens 3 and 4 of the prompt; cut in two, or all of it in the cache."""
+    steered, marker = Steered(tiny()), (PROMPT[3], PROMPT[4])
+    answer = Steering((vector((1, 2), scale=5.0), 1.0), phase="answer")
+    known: dict[str, Any] = {"prompt_length": len(PROMPT), "think_end": marker}
+    cache = read(steered, PROMPT[:cut], answer if watched else None, **known)
+    if saved:
+        save_prompt_cache(tmp_path / "x.safetensors", cache)
+        cache, _ = load_prompt_cache(tmp_path / "x.safetensors")
+    on = going_on(steered, reuse(cache, answer, **known), PROMPT[cut:])
+    whole = steered(mx.array([PROMPT]), cache=steered.make_cache(answer, **known))
+    assert mx.allclose(on, whole[:, cut:], atol=1e-4)
+    plain = steered(mx.array([PROMPT]), cache=steered.make_cache(Steering()))
+    assert not mx.allclose(on, plain[:, cut:], atol=1e-2)
+
+
+def test_a_damaged_position_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    mlx_save(str(path), read(Steered(tiny()), PROMPT)[:-1], {"mlxsteer.position": "many"})
+    with pytest.raises(MlxsteerError, match=r"x.safetensors: its position is damaged .*'many'"):
+        load_prompt_cache(path)
+
+
+def test_damaged_thinking_is_refused() -> None:
+    row = Row(Live(), 3, (9,))
+    for text in ("", "[]", "{}", '{"end": 3, "prompt_length": 2}', '{"end": ["x"]}'):
+        with pytest.raises(MlxsteerError, match="damaged"):
+            row.thinking_from_json(text)
+    row.thinking_from_json('{"end": null, "prompt_length": null}')
+    assert (row.think_end, row.prompt_length) == (None, None)
 
 
 def test_a_cache_of_mlx_lm_was_read_unsteered(tmp_path: Path) -> None:

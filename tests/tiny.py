@@ -92,14 +92,25 @@ def _build(classes: tuple[type, type], values: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _fill(model: nn.Module, dtype: str, seed: int) -> None:
-    mx.random.seed(seed)
-    draw = tree_map(lambda w: 0.3 * mx.random.normal(w.shape), model.parameters())
-    model.update(draw)
-    model.set_dtype(mx.bfloat16 if dtype == "4bit" else getattr(mx, dtype))
+_DRAWN: dict[tuple[str, str, int], Any] = {}
+
+
+def _fill(model: nn.Module, values: dict[str, Any], dtype: str, seed: int) -> None:
+    """Give a model its random weights, drawn once: a test takes many models and few kinds."""
+    key = (json.dumps(values, sort_keys=True), dtype, seed)
+    if key not in _DRAWN:
+        mx.random.seed(seed)
+        draw = tree_map(lambda w: 0.3 * mx.random.normal(w.shape), model.parameters())
+        model.update(draw)
+        model.set_dtype(mx.bfloat16 if dtype == "4bit" else getattr(mx, dtype))
     if dtype == "4bit":
         nn.quantize(model, group_size=32, bits=4)
-    mx.eval(model.parameters())
+    if key not in _DRAWN:
+        mx.eval(model.parameters())
+        _DRAWN[key] = tree_flatten(model.parameters())
+    # arrays of its own: a test may write into them
+    model.load_weights([(name, mx.array(w)) for name, w in _DRAWN[key]])
+    mx.random.seed(seed)  # so that what a test draws next does not depend on the tests before it
     model.eval()
 
 
@@ -111,7 +122,7 @@ def tiny(
     if values.get("num_experts") and dtype in ("bfloat16", "float16") and not half_experts():
         pytest.skip("this device multiplies by experts in float32 or packed only")
     model = _build(get_classes(values), values)
-    _fill(model, dtype, seed)
+    _fill(model, values, dtype, seed)
     return model
 
 

@@ -15,6 +15,7 @@ __all__ = ["FAMILIES", "get_classes"]
 
 # model_type of a config.json -> module of this package
 FAMILIES = {
+    "deepseek_v4": "deepseek_v4",
     "gemma3": "gemma3",
     "gemma3_text": "gemma3_text",
     "llama": "llama",

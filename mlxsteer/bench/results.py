@@ -36,9 +36,9 @@ class Row:
         rounds: of A B B A.
         seconds, base_seconds: medians of a block.
         tokens: of a block.
+        peak_gb, base_peak_gb: the most memory held during a block.
         nodes, base_nodes: graph nodes of one pass: a decode step, or a piece of the prompt.
         host_ms, base_host_ms: time of the host to build the graph of a decode step.
-        peak_gb, base_peak_gb: the most memory held during a block.
         target: what `low` must reach; None when there is none.
         control: whether the case must come out as slower, or the instrument is blind.
     """
@@ -56,12 +56,12 @@ class Row:
     seconds: float
     base_seconds: float
     tokens: int
+    peak_gb: float
+    base_peak_gb: float
     nodes: int | None = None
     base_nodes: int | None = None
     host_ms: float | None = None
     base_host_ms: float | None = None
-    peak_gb: float | None = None
-    base_peak_gb: float | None = None
     target: float | None = None
     control: bool = False
 

@@ -25,6 +25,7 @@ COMMANDS = {  # name -> one line of help; each is `command` in the module of its
     "bench": "Measure what steering costs on this machine.",
     "calibrate": "Fix the scale of a vector: strength 1 costs one nat.",
     "demo": "See one answer written unsteered and steered both ways.",
+    "eval": "Judge a vector: does it do what it says?",
     "extract": "Find the direction of a concept in a model.",
     "generate": "Write text with a steered model.",
     "models": "The models that are known by name.",

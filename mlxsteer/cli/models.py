@@ -41,25 +41,53 @@ def list_(json_: bool = False) -> None:
             for m in models
         ],
     )
-    say("Any Hub id, folder or .gguf file of these families works too: -m NAME")
+    say("Any Hub id or folder that mlx-lm loads works too, .gguf files of these families: -m NAME")
 
 
 @command.command("show")
 @click.argument("name")
+@click.option("--test", is_flag=True, help="Load it, and test that edits act where they should.")
 @json_option
-def show(name: str, json_: bool) -> None:
-    """Show what is known of the model NAME."""
+def show(name: str, test: bool, json_: bool) -> None:
+    """Show what is known of the model NAME.
+
+    With --test NAME may be whatever -m takes.
+
+    \b
+    Examples:
+      mlxsteer models show llama-3.2-1b
+      mlxsteer models show mlx-community/gemma-2-2b-it-4bit --test
+    """
     from ..errors import MlxsteerError
     from ..library import known_model, known_models, near
     from .listing import facts
 
     model = known_model(name)
-    if model is None:
+    if model is None and not test:
         hint = near(name, (m.name for m in known_models()))
-        raise MlxsteerError(f"no model is known as {name!r}{hint}")
+        raise MlxsteerError(
+            f"no model is known as {name!r}{hint}; --test loads and tests any folder or Hub id"
+        )
+    values = {} if model is None else dataclasses.asdict(model)
+    if test:
+        values |= _tested(name)
     if json_:
-        return as_json(dataclasses.asdict(model))
-    facts({k: _line(v) for k, v in dataclasses.asdict(model).items() if v not in (None, "", ())})
+        return as_json(values)
+    hub = values.pop("hub", [])
+    values |= {"hub" if len(hub) == 1 else f"hub {i}": one for i, one in enumerate(hub, 1)}
+    facts({k: _line(v) for k, v in values.items() if v not in (None, "", ())})
+
+
+def _tested(name: str) -> dict[str, Any]:
+    from ..progress import bars
+    from ..selftest import report_of
+    from .options import ModelChoice
+    from .sources import load_model
+
+    with bars() as progress:
+        model, _ = load_model(ModelChoice(name, None, None, None), progress)
+    report = report_of(model)
+    return {"definition": type(model).__module__, "self_test": str(report)}
 
 
 def _source(model: Any) -> str:

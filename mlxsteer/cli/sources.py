@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MlxsteerError, UsageError
 from ..hub_ref import HubRef
-from ..library import Concept, cached_vector_path, concept, home
+from ..library import Concept, cached_vector_path, concept, concepts, home, read_concept
 from ..model_ref import ModelRef
 from ..progress import Progress, bars
 from ..vector import Vector, read_vector
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     from ..hub import Shared  # imports huggingface_hub
     from ..steering import Steering  # imports mlx, which `vectors show` can do without
 
-__all__ = ["find_vector", "load_model", "named_vectors", "read_file", "read_shared", "steering_of"]
+__all__ = [
+    "beside",
+    "find_vector",
+    "load_model",
+    "named_vectors",
+    "others_at_hand",
+    "read_file",
+    "read_shared",
+    "steering_of",
+]
 
 log = logging.getLogger("mlxsteer")
 
@@ -81,6 +91,52 @@ def read_shared(shared: Shared, model: ModelRef | str, progress: Progress) -> Ve
     from ..interop import load_vector
 
     return load_vector(shared.fetch(shared.choose(model), progress))
+
+
+def beside(vector: Vector | Shared, path: str) -> Concept:
+    """Return the concept of a vector: that of its file's folder, else the library's of its name.
+
+    Raises:
+        MlxsteerError: there is neither.
+    """
+    folder = Path(path).expanduser().parent
+    if (folder / "vector.toml").is_file():
+        return read_concept(folder)
+    name = vector.name if isinstance(vector, Vector) else vector.entries[0].name
+    found = next((c for c in concepts() if c.name == name), None)
+    if found is None:
+        raise MlxsteerError(
+            f"{path}: there is no vector.toml beside it, and the library has no concept "
+            f"{name!r}: name a concept or its folder with --concept"
+        )
+    return found
+
+
+def others_at_hand(than: Concept, model: Any, model_name: str) -> list[Vector]:
+    """Return the vectors of other concepts that are shipped or kept for a model."""
+    from ..extract import defaults
+
+    found, how = [], defaults(len(model.layers))
+    for other in concepts():
+        if other.name == than.name:
+            continue
+        shipped = _shipped(other, model, model_name)
+        cached = cached_vector_path(other, model.source, how)
+        if shipped is not None:
+            found.append(shipped)
+        elif cached.is_file():
+            found.append(read_vector(cached))
+    return found
+
+
+def _shipped(found: Concept, model: Any, model_name: str) -> Vector | None:
+    """Return the shipped vector of a concept, if it was made on this very model."""
+    path = found.vector_path(model_name)
+    if path is None:
+        return None
+    vector = read_vector(path)
+    fits = vector.model is not None and vector.model.repo == model.source.repo
+    return vector if fits else None
 
 
 def read_file(path: str, **options: Any) -> Vector:
@@ -148,11 +204,9 @@ def _vector_for(
     """Return the vector of a concept for this model: shipped, cached, or extracted now."""
     from ..extract import defaults, extract
 
-    shipped = found.vector_path(model_name)
+    shipped = _shipped(found, model, model_name)
     if shipped is not None:
-        vector = read_vector(shipped)
-        if vector.model is not None and vector.model.repo == model.source.repo:
-            return vector
+        return shipped
     cached = cached_vector_path(found, model.source, defaults(len(model.layers)))
     if cached.is_file():
         try:

@@ -147,6 +147,7 @@ def diff(a: str, b: str, json_: bool) -> None:
 @click.argument("source")
 @click.argument("output", metavar="TARGET", type=click.Path(path_type=Path))
 @click.option("--width", type=int, metavar="D", help="Of the model, for a ds4 .f32 file.")
+@click.option("--site", help="Where a ds4 .f32 file acts: mlp_out or attn_out.")
 @click.option("--feature", type=int, metavar="N", help="Which feature of an SAE file.")
 @click.option("--layer", type=int, metavar="N", help="Where an SAE reads, if it does not say so.")
 @click.option(
@@ -171,6 +172,7 @@ def convert(
     source: str,
     output: Path,
     width: int | None,
+    site: str | None,
     feature: int | None,
     layer: int | None,
     op: str,
@@ -201,7 +203,7 @@ def convert(
         if value is not None and output.suffix != suffix:
             raise UsageError(f"{flag} {value} is for a {suffix} only: leave it out")
     vector = read_file(
-        source, hidden_size=width, feature=feature, layer=layer, op=op, target=target
+        source, hidden_size=width, feature=feature, layer=layer, op=op, target=target, site=site
     )
     if output.suffix == ".safetensors":
         vector.save(output)

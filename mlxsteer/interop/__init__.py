@@ -6,7 +6,7 @@ calibration: each module says what strength 1 does. Pickles are never read.
 
     load_vector("joyful.safetensors")
     load_vector("joyful.gguf")
-    load_vector("verbosity.f32", hidden_size=4096)
+    load_vector("verbosity.f32", hidden_size=4096, site="attn_out")
     load_vector("sae_weights.safetensors", feature=123)
     load_vector("owner/name@v1:joyful", model=model.source)
 
@@ -45,6 +45,7 @@ def load_vector(
     layer: int | None = None,
     op: str = "add",
     target: float | None = None,
+    site: str | None = None,
     model: ModelRef | None = None,
     progress: Progress = silent,
 ) -> Vector:
@@ -57,6 +58,7 @@ def load_vector(
         feature: of an SAE.
         layer: of an SAE whose file and folder do not say it.
         op, target: what is done with the feature, as in `read_sae`; the other formats say theirs.
+        site: where an .f32 is to act, `mlp_out` or `attn_out`.
         model: `source` of the model that is to be steered, for a repository with several vectors.
         progress: told of a download.
     """
@@ -66,7 +68,9 @@ def load_vector(
         shared = open_repo(ref, progress)
         path = shared.fetch(shared.choose(model), progress)
     path = Path(path)
-    vector = _read(path, hidden_size, feature, layer, op, target)
+    if site is not None and path.suffix != ".f32":
+        raise UsageError(f"{path}: site {brief(site)} is for ds4's .f32: leave it out")
+    vector = _read(path, hidden_size, feature, layer, op, target, site)
     if hidden_size is not None and vector.hidden_size != hidden_size:
         raise MlxsteerError(
             f"{path}: it has width {vector.hidden_size}, not {hidden_size}: "
@@ -82,6 +86,7 @@ def _read(
     layer: int | None,
     op: str,
     target: float | None,
+    site: str | None,
 ) -> Vector:
     """Choose the reader by the first bytes, and by the suffix where these say too little."""
     try:
@@ -106,7 +111,7 @@ def _read(
     if head[:4] == b"GGUF":
         return read_control_vector(path)
     if path.suffix == ".f32":
-        return read_ds4(path, hidden_size)
+        return read_ds4(path, hidden_size, site)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return read_vector(path)
     raise MlxsteerError(f"{path}: {foreign_format(head)}")

@@ -1,10 +1,12 @@
 """Directions of ds4 (DwarfStar 4): headerless `.f32` files, `[n_layers, D]`, little endian.
 
-ds4 edits what the feed-forward part of each block writes,
+ds4 edits what the feed-forward part of each block writes, or its attention, or both,
 
-    y <- y - c * d (d . y)        d: the unit row of the layer, c: its scale (--dir-steering-ffn)
+    y <- y - c * d (d . y)        d: the unit row of the layer, c: its scale (--dir-steering-ffn,
+                                  --dir-steering-attn)
 
-which is our op `project` at `mlp_out` and strength `c`, of equal sign: 1 removes, -1 doubles. So a
+which is our op `project` at `mlp_out` or `attn_out` and strength `c`, of equal sign: 1 removes, -1
+doubles. The file does not say where; without a word it is `mlp_out`, in both programs. So a
 positive strength is LESS of what the direction stands for, in both programs, because removing is
 what the op does; `d` and `-d` are the same edit, and no sign of a row could turn it. Against an
 additive vector of the concept the sign turns: its +1 is more, here more is -1. The poles of an
@@ -38,7 +40,9 @@ _MAX_LAYERS = 1024
 _MAX_JSON = 1 << 20
 
 
-def read_ds4(path: str | os.PathLike[str], hidden_size: int | None = None) -> Vector:
+def read_ds4(
+    path: str | os.PathLike[str], hidden_size: int | None = None, site: str | None = None
+) -> Vector:
     """Read ds4's directions as a vector that projects: strength 1 removes, as scale 1 does there.
 
     Rows of zeros are layers without a direction.
@@ -46,8 +50,11 @@ def read_ds4(path: str | os.PathLike[str], hidden_size: int | None = None) -> Ve
     Args:
         path: the .f32 file.
         hidden_size: the width `D` of the model, needed unless ds4's .json lies beside the file.
+        site: where it is to act, `mlp_out` or `attn_out`; None is what the .json says.
     """
     path = Path(path)
+    if site not in (None, *_SITES.values()):
+        raise UsageError(f"site is {brief(site)}: ds4 edits {' or '.join(_SITES.values())}")
     said = _description(path)
     width = said.get("width", hidden_size)
     if width is None:
@@ -79,7 +86,7 @@ def read_ds4(path: str | os.PathLike[str], hidden_size: int | None = None) -> Ve
         layers=tuple(int(layer) for layer in layers),
         directions=rows[layers].astype(np.float32),
         scales=np.ones(len(layers), np.float32),
-        site=said.get("site", "mlp_out"),
+        site=site or said.get("site", "mlp_out"),
         op="project",
         positive=f"without {name}",
         negative=name,
@@ -136,7 +143,7 @@ def write_ds4(vector: Vector, path: str | os.PathLike[str], n_layers: int | None
     Its strength is ds4's scale. Layers without a direction become rows of zeros.
 
     Args:
-        vector: op project at mlp_out, in all phases, with every scale 1.
+        vector: op project at mlp_out or attn_out, in all phases, with every scale 1.
         path: ends in .f32.
         n_layers: of the model; by default of the vector's model.
     """
@@ -159,13 +166,19 @@ def write_ds4(vector: Vector, path: str | os.PathLike[str], n_layers: int | None
     rows[list(vector.layers)] = vector.directions
     with whole_file(path) as temporary:
         temporary.write_bytes(rows.tobytes())
+    if vector.site == "attn_out":
+        logging.getLogger("mlxsteer").info(
+            "%s: it does not say that it is for the attention; run ds4 with --dir-steering-attn "
+            "and --dir-steering-ffn 0",
+            path,
+        )
 
 
 def _unwritable(vector: Vector) -> str:
     """Why ds4 cannot do what the vector does, and the way out; "" if it can."""
     if vector.op != "project":
         return f"op {vector.op} cannot be written, only project; use it with mlxsteer"
-    if vector.site != "mlp_out":
+    if vector.site not in _SITES.values():
         return f"site {vector.site} cannot be written; extract it at mlp_out"
     if vector.encoders is not None:
         return "its encoder cannot be written; use it with mlxsteer"

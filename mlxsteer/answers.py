@@ -1,0 +1,90 @@
+"""What a model writes under several conditions, and what can be seen in the text alone.
+
+Answers to all prompts under all conditions are written greedily in one batch that is filled up as
+rows end. It knows nothing of effects, nulls or evidence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from .forced import Forced, Text, read_means
+from .generate import generate_batch
+from .progress import Progress, silent
+from .prompts import Side, check_length, render
+from .scoring import end_of_turn
+from .state import OFF
+from .steering import Steering
+
+__all__ = ["Written", "log_probs", "means", "write"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One answer: its tokens (an end token last, if the model ended it) and its text."""
+
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    text: str
+
+
+def write(
+    model: nn.Module,
+    tokenizer: Any,
+    wanted: Sequence[tuple[Side, Steering]],
+    tokens: int,
+    *,
+    progress: Progress = silent,
+    stage: str = "writing answers",
+) -> list[Written]:
+    """Return the answers to prompts, each under its own steering, of at most `tokens` tokens."""
+    prompts = [render(tokenizer, side) for side, _ in wanted]
+    rows: list[list[int]] = [[] for _ in wanted]
+    total, end = len(wanted) * tokens, end_of_turn(tokenizer)
+    progress(stage, 0, total)
+    each = [steering for _, steering in wanted]
+    stream = generate_batch(model, tokenizer, prompts, steering=each, max_tokens=tokens)
+    for done, (i, token) in enumerate(stream):
+        rows[i].append(token)
+        progress(stage, done, total)
+    progress(stage, total, total)
+    found = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        closed = row if len(row) == tokens else [*row, end]
+        found.append(Written(len(prompt), tuple(closed), tokenizer.decode(row)))
+    return found
+
+
+def log_probs(
+    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
+) -> np.ndarray:
+    """Return the mean log-probability per token of each answer behind a prompt, unsteered, `[N]`.
+
+    The prompts need not be those to which the answers were written.
+    """
+    return Forced(model, _joined(model, tokenizer, sides, answers)).log_probs(OFF)
+
+
+def means(
+    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
+) -> np.ndarray:
+    """Return the mean residual of each answer behind a prompt, unsteered, in the middle of the
+    model, `[N, D]`.
+    """
+    texts = _joined(model, tokenizer, sides, answers)
+    return read_means(model, texts, len(model.layers) // 2)
+
+
+def _joined(
+    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
+) -> list[Text]:
+    texts = []
+    for side, answer in zip(sides, answers, strict=True):
+        prompt = render(tokenizer, side)
+        tokens = (*prompt, *answer.tokens)
+        check_length(tokens, getattr(model.args, "max_position_embeddings", None), "an answer")
+        texts.append(Text(tokens, len(prompt)))
+    return texts

@@ -1,0 +1,164 @@
+"""Teacher forcing: what a model says of given answers, token by token, under any steering.
+
+A `Forced` holds texts, each a prompt and an answer that is read and not written. Every call reads
+all of them once under one steering. What all texts share is read once, texts are batched by
+length, and blocks below the first that can be steered are read in the first call and never again:
+their residual is patched in, and MLX never evaluates what is replaced.
+
+It knows nothing of what the texts are nor of what is made of the logits. Shapes: a pass gives
+`[n, V]` for the `n` answer tokens in it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import KVCache
+
+from .capture import batches, capture, capturing, repeat_cache, shared_prefix
+from .errors import MlxsteerError
+from .patch import PatchTap
+from .plan import taps
+from .steering import Steering
+from .taps import PLAIN, Taps
+
+__all__ = ["Forced", "Text", "read_means"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt and its answer as one sequence of token ids; `start` is the answer's first token.
+
+    Neither may be empty.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < len(self.tokens):
+            raise MlxsteerError(
+                f"an answer that begins at token {self.start} of {len(self.tokens)}: a text needs "
+                "a prompt and an answer"
+            )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass: its tokens `[B, T]`, right-padded, and which logits of it are wanted.
+
+    Attributes:
+        rows: which text every wanted logit belongs to, `[n]`.
+        targets: the token that it should predict, `[n]`.
+        picked: its place among the `B * T`, `[n]`.
+    """
+
+    tokens: mx.array
+    position: int
+    starts: tuple[int, ...]
+    rows: np.ndarray
+    targets: mx.array
+    picked: mx.array
+
+
+class Forced:
+    """Texts to be read under steerings.
+
+    Args:
+        texts: at least one.
+        first: the lowest block that any steering will steer.
+    """
+
+    def __init__(self, model: nn.Module, texts: Sequence[Text], first: int = 0) -> None:
+        self.model = model
+        self.first = first
+        self.prefix = 0
+        if all(isinstance(c, KVCache) for c in model.make_cache()):
+            # of prompts alone, their last token aside: named phases treat it alike in every text
+            self.prefix = shared_prefix([text.tokens[: text.start] for text in texts])
+        self._passes = []
+        size = max(64, min(1024, (1 << 26) // int(model.args.vocab_size)))
+        for batch in batches([len(text.tokens) - 1 - self.prefix for text in texts], size):
+            self._passes.append(_make_pass(texts, batch, self.prefix))
+        self._head = mx.array(np.array([texts[0].tokens[: self.prefix]], np.int32))
+        self._residuals: dict[int, mx.array] = {}
+
+    def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
+        """Yield per pass which text each answer token is of `[n]`, the tokens `[n]`, and the
+        logits that should predict them `[n, V]`, float32 and unevaluated.
+
+        Raises:
+            MlxsteerError: a vector that steers below the first block that was named.
+        """
+        for term in steering.active:
+            if term.vector.layers[0] < self.first:
+                raise MlxsteerError(
+                    f"vector {term.vector.name!r} steers layer {term.vector.layers[0]}, and "
+                    f"{self.first} was named as the lowest: name the lower one"
+                )
+        cache: list[Any] | None = None
+        if self.prefix:
+            cache = self.model.make_cache()
+            wanted = taps((steering.at(0, self.prefix, self.prefix + 1),))
+            mx.eval(self._through(-1, self._head, cache, wanted)[:, -1, :1])
+        for i, each in enumerate(self._passes):
+            T = each.tokens.shape[1]
+            acting = tuple(steering.at(each.position, T, start) for start in each.starts)
+            copies = repeat_cache(cache, each.tokens.shape[0])
+            logits = self._through(i, each.tokens, copies, taps(acting))
+            logits = logits.reshape(-1, logits.shape[-1])[each.picked]
+            yield each.rows, each.targets, logits.astype(mx.float32)
+
+    def _through(self, key: int, tokens: mx.array, cache: list[Any] | None, wanted: Taps) -> Any:
+        """Return the logits of one pass; what the lower blocks make is kept under `key`."""
+        place, kept = self.first - 1, None
+        if self.first and key in self._residuals:
+            patch = PatchTap(PLAIN, None, self._residuals[key])
+            wanted = Taps({**wanted.table, (place, "mlp"): patch})
+        elif self.first:
+            wanted, table = capturing([place], ["resid_post"], inner=wanted)
+            kept = table[place]
+        logits = self.model(tokens, cache=cache, taps=wanted)
+        if kept is not None:
+            self._residuals[key] = kept["resid_post"]
+            mx.eval(self._residuals[key])
+        return logits
+
+    def log_probs(self, steering: Steering) -> np.ndarray:
+        """Return the mean log-probability of each text's answer tokens, `[N]`, in nats."""
+        found: dict[int, float] = {}
+        for rows, targets, logits in self.read(steering):
+            picked = mx.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+            values = np.array(picked - mx.logsumexp(logits, axis=1))
+            for row in np.unique(rows):
+                found[int(row)] = float(values[rows == row].mean(dtype=np.float64))
+        return np.array([found[row] for row in range(len(found))])
+
+
+def _make_pass(texts: Sequence[Text], batch: list[int], prefix: int) -> _Pass:
+    T = max(len(texts[i].tokens) for i in batch) - 1 - prefix
+    padded = np.zeros((len(batch), T), np.int32)
+    rows: list[int] = []
+    targets: list[int] = []
+    picked: list[int] = []
+    for row, i in enumerate(batch):
+        tokens, start = texts[i].tokens, texts[i].start
+        rest = tokens[prefix:-1]
+        padded[row, : len(rest)] = rest
+        rows += [i] * (len(tokens) - start)
+        targets += tokens[start:]
+        picked += [row * T + t for t in range(start - 1 - prefix, len(rest))]
+    starts = tuple(texts[i].start for i in batch)
+    where = np.array(rows), mx.array(targets), mx.array(picked)
+    return _Pass(mx.array(padded), prefix, starts, *where)
+
+
+def read_means(model: nn.Module, texts: Sequence[Text], layer: int) -> np.ndarray:
+    """Return the mean residual over each answer after one block, unsteered, `[N, D]`."""
+    spans = [(text.start, len(text.tokens)) for text in texts]
+    sequences = [text.tokens for text in texts]
+    found = capture(model, sequences, layers=[layer], positions=spans)
+    return found["resid_post"][:, 0]

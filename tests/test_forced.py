@@ -1,0 +1,80 @@
+"""Texts read under a steering give what one pass per text gives, token by token."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny, vector
+
+from mlxsteer.capture import capture
+from mlxsteer.errors import MlxsteerError
+from mlxsteer.forced import Forced, Text, read_means
+from mlxsteer.generate import forward
+from mlxsteer.metrics import log_softmax
+from mlxsteer.steering import Steering
+
+TEXTS = [
+    Text((2, 7, 9, 11, 4, 30, 31, 1), 5),
+    Text((2, 7, 9, 12, 13, 4, 32, 1), 6),
+    Text((2, 7, 9, 11, 4, 33, 34, 35, 36, 1), 5),
+    Text((2, 7, 9, 4, 1), 4),
+]
+
+
+def by_hand(model, steering: Steering | None) -> np.ndarray:
+    """Mean log-probability of the answer tokens, one text at a time."""
+    found = []
+    for text in TEXTS:
+        tokens = list(text.tokens)
+        logits = forward(model, tokens, steering=steering, prompt_length=text.start)
+        logs = log_softmax(np.array(logits))
+        found.append(np.mean([logs[t - 1, tokens[t]] for t in range(text.start, len(tokens))]))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("phase", ["all", "response", "prompt", "2:6"])
+@pytest.mark.parametrize(("layers", "first"), [((0,), 0), ((1, 2), 1), ((2,), 2), ((2, 3), 0)])
+def test_it_is_the_definition(phase: str, layers: tuple[int, ...], first: int) -> None:
+    """Shared prefixes, padding and patched blocks change nothing."""
+    model = tiny()
+    v = vector(layers, scale=5.0, phase=phase)
+    forced = Forced(model, TEXTS, first)
+    assert forced.prefix == 3
+    for strength in (1.0, 0.0, -1.0):  # the first call is steered, and keeps what is patched
+        steering = Steering((v, strength))
+        assert forced.log_probs(steering) == pytest.approx(by_hand(model, steering), rel=1e-4)
+    plain, steered, turned = (by_hand(model, Steering((v, s))) for s in (0.0, 1.0, -1.0))
+    assert np.abs(steered - plain).max() > 0.01
+    assert np.abs(steered - turned).max() > 0.01
+
+
+def test_sliding_windows_are_read_too() -> None:
+    kinds: dict[str, Any] = {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 3,
+    }
+    model = tiny(**kinds)
+    steering = Steering((vector((1,), scale=5.0), 1.0))
+    forced = Forced(model, TEXTS, 1)
+    assert forced.prefix == 0
+    assert forced.log_probs(steering) == pytest.approx(by_hand(model, steering), rel=1e-4)
+
+
+def test_what_steers_below_the_lowest_block_is_refused() -> None:
+    forced = Forced(tiny(), TEXTS, 2)
+    with pytest.raises(MlxsteerError, match="'v0' steers layer 1, and 2 was named as the lowest"):
+        forced.log_probs(Steering((vector((1, 2)), 1.0)))
+    with pytest.raises(MlxsteerError, match="begins at token 3 of 3"):
+        Text((1, 2, 3), 3)
+
+
+def test_means_are_of_the_answer_alone() -> None:
+    model = tiny()
+    found = read_means(model, TEXTS, 2)
+    for row, text in zip(found, TEXTS, strict=True):
+        every = [
+            capture(model, [text.tokens], layers=[2], positions=t)["resid_post"][0, 0]
+            for t in range(len(text.tokens))
+        ]
+        assert row == pytest.approx(np.mean(every[text.start :], axis=0), rel=1e-3, abs=1e-4)
+        assert row != pytest.approx(np.mean(every, axis=0), rel=1e-3, abs=1e-4)
