@@ -1,5 +1,6 @@
 """The card of a repository: metadata that the Hub takes, text that does nothing."""
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from tiny import ref, vector
 
 from mlxsteer.card import LICENSES, TAG, Made, Part, library_card, part_card
+from mlxsteer.coherence import Coherence
+from mlxsteer.evidence import Condition, Evidence, NullScore
+from mlxsteer.stats import Interval
 
 KEYS = {"base_model", "base_model_relation", "language", "library_name", "license", "license_name"}
 KEYS |= {"model-index", "model_name", "tags"}
@@ -27,21 +31,54 @@ def part(**fields: Any) -> Part:
 
 
 def evaluation(whole: Part, **more: Any) -> dict[str, Any]:
-    """What `mlxsteer eval` writes, as far as a card reads it."""
-    effect = {"mean": 0.5, "low": 0.25, "high": 0.75}
-    plain = {"name": "baseline", "strength": 0.0, "asked": False, "effect": None, "kl": 0.0}
-    one = {"name": "steered 1", "strength": 1.0, "asked": False, "effect": effect, "kl": 1.01}
-    return {
-        "vector_sha256": whole.made[0].vector.content_sha256,
-        "split": "test",
-        "prompts": ["How are you?"],
-        "verdict": ["It PASSES."],
-        "conditions": [
-            {**plain, "coherent": True, "answers": ["Fine."]},
-            {**one, "coherent": False, "answers": ["Salty!"]},
-        ],
-        **more,
-    }
+    """What `mlxsteer eval --json` writes, with changes."""
+    zero, half = Interval(0, -0.1, 0.1, 0.5, 0.5), Interval(0.5, 0.25, 0.75, 1e-4, 0.1)
+    good = Coherence(10.0, 0.0, 0.9)
+
+    def condition(name: str, strength: float, asked: bool, answer: str) -> Condition:
+        effect = half if strength or asked else None
+        holds = strength < 1
+        return Condition(
+            name=name,
+            strength=strength,
+            asked=asked,
+            scores=(0.5,),
+            effect=effect,
+            detected=None,
+            counts=(),
+            coherence=good,
+            coherent=holds,
+            kl=1.01 * strength,
+            margin=None,
+            prompt_tokens=20.0,
+            answers=(answer,),
+        )
+
+    conditions = (
+        condition("baseline", 0.0, False, "Fine."),
+        condition("asked", 0.0, True, "Salt!"),
+        condition("steered 1", 1.0, False, "Salty!"),
+    )
+    evidence = Evidence(
+        vector="salty",
+        concept="salty",
+        sentence="Positive is more.",
+        vector_sha256=whole.made[0].vector.content_sha256,
+        model="tiny/random",
+        split="test",
+        prompts=("How are you?",),
+        rule="",
+        conditions=conditions,
+        nulls=(NullScore("refit", "refit 1", 1.0, (0.1,), zero),),
+        against_null=half,
+        beaten_p=1e-4,
+        against_prompt=zero,
+        counted_against_prompt=None,
+        detector_auroc=None,
+        settings={},
+        remarks=(),
+    )
+    return {**json.loads(json.dumps(evidence.to_json())), **more}
 
 
 class Strict(yaml.SafeLoader):
@@ -122,7 +159,12 @@ def test_what_was_measured_is_shown_and_nothing_else() -> None:
     assert "was not measured" in part_card(whole, "a/b")
     measured = replace(whole, evaluations=(evaluation(whole),), plots=("effect.png",))
     card = part_card(measured, "a/b")
-    for shown in ("+0.50 &#91;+0.25, +0.75&#93;", "| 1.01 | no |", "It PASSES.", "| +1 | Salty! |"):
+    for shown in (
+        "+0.50 &#91;+0.25, +0.75&#93;",
+        "| 1.01 | no |",
+        "salty FAILS on",
+        "| +1 | Salty! |",
+    ):
         assert shown.replace("&#91;", "[").replace("&#93;", "]") in card
     assert "![plot](effect.png)" in card
     of_another = replace(whole, evaluations=(evaluation(whole, vector_sha256="0" * 64),))

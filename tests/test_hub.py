@@ -187,13 +187,16 @@ def test_only_what_is_needed_is_fetched_once(server: Server, tmp_path: Path) -> 
     assert not [line for line in server.log() if "/resolve/" in line]
 
 
+@pytest.mark.parametrize("said", [True, False], ids=["offline", "unreachable"])
 def test_no_connection_is_needed_afterwards(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bool
 ) -> None:
     pushed(salty(tmp_path / "salty"))
     server.put("bob/plain", {"x.gguf": control_vector(tmp_path)})
     first = [load_vector(name) for name in ("alice/salty", "bob/plain")]
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", said)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert [load_vector(name) for name in ("alice/salty", "bob/plain")] == first
     with pytest.raises(
         MlxsteerError, match="cannot be reached and alice/other is not in the cache"
