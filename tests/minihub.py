@@ -181,6 +181,7 @@ def about(repo: Any, commit: Any, full: bool = True) -> dict[str, Any]:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # each answer would wait 40 ms
     state: State
 
     def log_message(self, *words: Any) -> None:
