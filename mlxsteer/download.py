@@ -5,12 +5,10 @@ cache already is used without a connection. It knows nothing of what the files m
 checks the config before the weights are fetched.
 """
 
-import errno
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from .errors import MlxsteerError
+from .hub_errors import one_line
 from .progress import Progress, silent
 
-__all__ = ["check_sha256", "download_file", "download_model"]
+__all__ = ["Megabytes", "bar", "check_sha256", "download_file", "download_model"]
 
 NEEDED = ["*.jinja", "*.json", "*.txt", "model*.safetensors", "tokenizer.model"]
 NESTED = ["*/*"]  # onnx/, original/ and the like
@@ -38,7 +37,7 @@ def download_model(
 
     `check(config, weight_bytes)` is called before any weights are fetched and may refuse.
     """
-    with _one_line(repo, revision):
+    with one_line(repo, revision, here="a folder or a .gguf file"):
         commit = HfApi().resolve_revision(repo, revision=revision).resolved
         try:
             folder = snapshot_download(
@@ -52,8 +51,8 @@ def download_model(
         except hub.LocalEntryNotFoundError:
             pass
         files = _needed_files(repo, commit)
-        told = _Megabytes(progress, sum(files.values()))
-        path = hf_hub_download(repo, "config.json", revision=commit, tqdm_class=_bar(None))
+        told = Megabytes(progress, sum(files.values()))
+        path = hf_hub_download(repo, "config.json", revision=commit, tqdm_class=bar(None))
         weights = sum(size for name, size in files.items() if name.endswith(".safetensors"))
         check(_json_object(path, repo), weights)
         folder = snapshot_download(
@@ -61,7 +60,7 @@ def download_model(
             revision=commit,
             allow_patterns=NEEDED,
             ignore_patterns=NESTED,
-            tqdm_class=_bar(told),
+            tqdm_class=bar(told),
         )
         told.end()
         return Path(folder), commit
@@ -69,12 +68,12 @@ def download_model(
 
 def download_file(repo: str, file: str, revision: str | None, progress: Progress = silent) -> Path:
     """One file of a repository."""
-    with _one_line(repo, revision):
-        bar = _bar(_Megabytes(progress))
-        return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=bar))
+    with one_line(repo, revision, here="a folder or a .gguf file"):
+        told = bar(Megabytes(progress))
+        return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=told))
 
 
-class _Megabytes:
+class Megabytes:
     """Tells a `Progress` of bytes in MB, only ever forwards; `total` 0 is learnt from the bars."""
 
     def __init__(self, progress: Progress, total: int = 0) -> None:
@@ -94,7 +93,7 @@ class _Megabytes:
         self(self.total, self.total)
 
 
-def _bar(told: _Megabytes | None) -> type[tqdm]:
+def bar(told: Megabytes | None) -> type[tqdm]:
     """Return the class of a bar that tells of its bytes instead of drawing itself."""
 
     class Bar(tqdm):
@@ -156,49 +155,3 @@ def _json_object(path: str, repo: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise MlxsteerError(f"the config.json of {repo} is not a JSON object")
     return config
-
-
-@contextmanager
-def _one_line(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn what the Hub's library raises into one line with the way out."""
-    at = f" at {revision}" if revision else ""
-    try:
-        yield
-    except hub.GatedRepoError as error:
-        raise MlxsteerError(
-            f"{repo} is gated: accept its terms on its page, then run hf auth login"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise MlxsteerError(f"{repo} has no revision {revision!r}: leave it out") from error
-    except hub.RepositoryNotFoundError as error:
-        raise MlxsteerError(
-            f"no model {repo!r} is on the Hub, or it is private (run hf auth login), and no "
-            "folder has that name"
-        ) from error
-    except hub.HFValidationError as error:
-        raise MlxsteerError(f"{repo!r} is not a Hub id: write owner/name") from error
-    except (
-        hub.LocalEntryNotFoundError,
-        hub.OfflineModeIsEnabled,
-        hub.RevisionResolutionError,
-    ) as error:
-        raise MlxsteerError(
-            f"the Hub cannot be reached and {repo}{at} is not in the cache: connect, or give a "
-            "folder or a .gguf file"
-        ) from error
-    except hub.EntryNotFoundError as error:
-        raise MlxsteerError(f"{repo}{at} lacks a file: {_first(error)}") from error
-    except hub.HfHubHTTPError as error:
-        raise MlxsteerError(f"the Hub refused {repo}{at}: {_first(error)}") from error
-    except hub.HTTPError as error:  # type: ignore[attr-defined]
-        raise MlxsteerError(
-            f"the connection to the Hub broke while fetching {repo}{at}: {_first(error)}; try again"
-        ) from error
-    except OSError as error:
-        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
-        raise MlxsteerError(f"{repo} cannot be stored{full}: {error}") from error
-
-
-def _first(error: Exception) -> str:
-    """The first line of what another library said."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -190,6 +190,7 @@ def refused(ran: Ran, code: int, *words: str) -> None:
 
 PAGES = [(), *((name,) for name in sorted(COMMANDS)), ("models", "list"), ("models", "show")]
 PAGES += [("vectors", "list"), ("vectors", "show"), ("vectors", "convert"), ("vectors", "diff")]
+PAGES += [("vectors", "push"), ("vectors", "pull"), ("vectors", "search")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=" ".join)

@@ -20,16 +20,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports modules of the lines above its own only; `arch`, `cli` and `interop` are one noun
 # each. The package's own face (__init__) may be imported by nothing below it, its version excepted.
 RANKS = [
-    "errors progress",
-    "backend coherence report stats tables values",
+    "errors hub_ref progress",
+    "backend coherence hub_errors report stats tables values",
     "anatomy edits evidence metrics model_ref prompts rules taps view",
     "algebra completions counting prompt_file vector_file",
     "vector",
-    "arch compare gguf library patch steering",
+    "arch card compare gguf library patch steering",
     "capability definition gguf_configs plan record",
     "selftest state",
     "adopt gguf_families gguf_tensors runtime",
-    "download folder gguf_model gguf_tokenizer hub interop prompt_cache",
+    "download folder gguf_model gguf_tokenizer prompt_cache",
+    "hub",
+    "interop",
+    "bundle catalog publish",
     "loading",
     "capture generate",
     "forced methods neutral reading",
@@ -167,7 +170,7 @@ def test_the_wheel_carries_the_data_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     names = [Path(name) for name in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()]
     carried = {name.relative_to("mlxsteer/_data") for name in names if "_data" in name.parts}
-    suffixes = {".jsonl", ".md", ".safetensors", ".toml", ".txt"}
+    suffixes = {".json", ".jsonl", ".md", ".png", ".safetensors", ".toml", ".txt"}
     data = {
         path.relative_to(ROOT)
         for folder in ("models", "vectors")

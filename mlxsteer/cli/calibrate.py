@@ -23,7 +23,7 @@ __all__ = ["command"]
     "--budget", default=1.0, show_default=True, help="Nats per written token at strength 1."
 )
 def command(vector: str, model: ModelChoice, output: Path | None, budget: float) -> None:
-    """Fix the scale of VECTOR (a .safetensors or .gguf file) for a model.
+    """Fix the scale of VECTOR (a .safetensors or .gguf file, or one on the Hub) for a model.
 
     Strength 1 is then where the model's own answers to neutral prompts are --budget nats per token
     away from the unsteered model (mean KL).
@@ -33,14 +33,15 @@ def command(vector: str, model: ModelChoice, output: Path | None, budget: float)
       mlxsteer calibrate imported.gguf -m llama-3.2-1b -o mine.safetensors
     """
     from ..errors import UsageError
+    from ..library import Concept
     from ..progress import bars
     from ..vector import Vector
-    from .sources import find_vector, load_model
+    from .sources import find_vector, load_model, read_shared
 
     if not (math.isfinite(budget) and budget > 0):
         raise UsageError(f"--budget {budget}: use a number of nats above 0, such as 1")
     found = find_vector(vector)
-    if not isinstance(found, Vector):
+    if isinstance(found, Concept):
         raise UsageError(f"{vector} is a concept: mlxsteer extract {vector} makes a calibrated one")
     path = output or Path(vector)
     if output is None and path.suffix != ".safetensors":
@@ -54,6 +55,8 @@ def command(vector: str, model: ModelChoice, output: Path | None, budget: float)
 
     with bars() as progress:
         loaded, tokenizer = load_model(model, progress)
+        if not isinstance(found, Vector):
+            found = read_shared(found, model_ref(loaded), progress)
         check_steering(loaded, Steering((found, 1.0)))
         fixed = calibrate(loaded, tokenizer, found, budget=budget, progress=progress)
     if fixed.model is None:

@@ -34,7 +34,8 @@ __all__ = ["command"]
     "--steer",
     multiple=True,
     metavar="NAME=STRENGTH",
-    help="A concept (see mlxsteer vectors), a folder or a vector file; may be repeated. "
+    help="A concept (see mlxsteer vectors), a folder, a vector file, or one on the Hub, "
+    "owner/name[@revision][:concept]; may be repeated. "
     "Strength 1 is the calibrated one, 0 is off, -1 the opposite.",
 )
 @click.option("--compare", is_flag=True, help="Unsteered and steered side by side, same seed.")

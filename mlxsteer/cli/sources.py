@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MlxsteerError, UsageError
+from ..hub_ref import HubRef
 from ..library import Concept, cached_vector_path, concept, concepts, home, read_concept
-from ..progress import Progress
+from ..model_ref import ModelRef
+from ..progress import Progress, bars
 from ..vector import Vector, read_vector
 from .options import ModelChoice, check_output, parse_steer, strength_one
 
 if TYPE_CHECKING:
+    from ..hub import Shared  # imports huggingface_hub
     from ..steering import Steering  # imports mlx, which `vectors show` can do without
 
 __all__ = [
@@ -28,12 +31,13 @@ __all__ = [
     "named_vectors",
     "others_at_hand",
     "read_file",
+    "read_shared",
     "steering_of",
 ]
 
 log = logging.getLogger("mlxsteer")
 
-Named = Sequence[tuple[Concept | Vector, float]]
+Named = Sequence[tuple["Concept | Vector | Shared", float]]
 
 
 def load_model(choice: ModelChoice, progress: Progress) -> tuple[Any, Any]:
@@ -56,7 +60,7 @@ def named_vectors(words: Sequence[str]) -> Named:
 
     Raises:
         UsageError: a strength that is no finite number, a name that is there twice.
-        MlxsteerError: no concept or file of that name, or a file that is refused.
+        MlxsteerError: no concept, file or repository of that name, or one that is refused.
     """
     pairs = [parse_steer(word) for word in words]
     names = [name for name, _ in pairs]
@@ -65,20 +69,32 @@ def named_vectors(words: Sequence[str]) -> Named:
     return [(find_vector(name), strength) for name, strength in pairs]
 
 
-def find_vector(name: str) -> Concept | Vector:
-    """Return the vector of a file, or the concept of a library name or folder.
+def find_vector(name: str) -> Concept | Vector | Shared:
+    """Return the vector of a file, the concept of a library name or folder, or what is on the Hub.
 
     Raises:
-        MlxsteerError: there is neither, or the file is refused.
+        MlxsteerError: there is none, or it is refused.
     """
     place = os.path.expanduser(name)
+    if (ref := HubRef.parse(name)) is not None:
+        from ..hub import open_repo
+
+        with bars() as progress:
+            return open_repo(ref, progress)
     if os.path.isfile(place) or place.endswith((".safetensors", ".gguf", ".f32")):
         return read_file(place)
     return concept(place)
 
 
-def beside(vector: Vector, path: str) -> Concept:
-    """Return the concept of a vector file: that of its folder, else the library's of its name.
+def read_shared(shared: Shared, model: ModelRef | str, progress: Progress) -> Vector:
+    """Return the vector of a repository for a model; its file stays in the cache."""
+    from ..interop import load_vector
+
+    return load_vector(shared.fetch(shared.choose(model), progress))
+
+
+def beside(vector: Vector | Shared, path: str) -> Concept:
+    """Return the concept of a vector: that of its file's folder, else the library's of its name.
 
     Raises:
         MlxsteerError: there is neither.
@@ -86,11 +102,12 @@ def beside(vector: Vector, path: str) -> Concept:
     folder = Path(path).expanduser().parent
     if (folder / "vector.toml").is_file():
         return read_concept(folder)
-    found = next((c for c in concepts() if c.name == vector.name), None)
+    name = vector.name if isinstance(vector, Vector) else vector.entries[0].name
+    found = next((c for c in concepts() if c.name == name), None)
     if found is None:
         raise MlxsteerError(
             f"{path}: there is no vector.toml beside it, and the library has no concept "
-            f"{vector.name!r}: name a concept or its folder with --concept"
+            f"{name!r}: name a concept or its folder with --concept"
         )
     return found
 
@@ -130,6 +147,9 @@ def read_file(path: str, **options: Any) -> Vector:
     """
     from ..interop import load_vector
 
+    if HubRef.parse(path) is not None:
+        with bars() as progress:
+            return load_vector(path, progress=progress, **options)
     if not os.path.isfile(path):
         raise MlxsteerError(f"there is no file {path!r}: check the path")
     return load_vector(path, **options)
@@ -153,9 +173,15 @@ def steering_of(
     from ..runtime import check_steering
     from ..steering import Steering
 
-    check_steering(model, Steering(*((v, s) for v, s in named if isinstance(v, Vector))))
-    pairs = []
+    here: list[tuple[Concept | Vector, float]] = []
     for found, strength in named:
+        if isinstance(found, (Concept, Vector)):
+            here.append((found, strength))
+        elif strength != 0:
+            here.append((read_shared(found, model.source, progress), strength))
+    check_steering(model, Steering(*((v, s) for v, s in here if isinstance(v, Vector))))
+    pairs = []
+    for found, strength in here:
         if strength == 0:
             continue
         if isinstance(found, Concept):

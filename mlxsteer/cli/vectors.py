@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .hub import pull, push, search
 from .options import Group, as_json, check_output, json_option, model_option, say, strength_one
 
 __all__ = ["command"]
@@ -56,14 +57,18 @@ def list_(json_: bool = False) -> None:
 @model_option
 @json_option
 def show(vector: str, model: str, json_: bool) -> None:
-    """Show what VECTOR is and where it came from: a file, or a concept's for a model."""
+    """Show what VECTOR is and where it came from: a file, or a concept's or repository's for a
+    model.
+    """
     from ..errors import MlxsteerError
+    from ..library import Concept
+    from ..progress import bars
     from ..vector import Vector, read_vector
     from .listing import facts
-    from .sources import find_vector
+    from .sources import find_vector, read_shared
 
     found = find_vector(vector)
-    if not isinstance(found, Vector):
+    if isinstance(found, Concept):
         path = found.vector_path(model)
         if path is None:
             raise MlxsteerError(
@@ -71,6 +76,9 @@ def show(vector: str, model: str, json_: bool) -> None:
                 f"mlxsteer extract {vector} -m {model}"
             )
         found = read_vector(path)
+    elif not isinstance(found, Vector):
+        with bars() as progress:
+            found = read_shared(found, model, progress)
     if json_:
         scales = [float(scale) for scale in found.scales]
         return as_json({**found.record(), "width": found.hidden_size, "scales": scales})
@@ -206,3 +214,7 @@ def convert(
     else:
         write_control_vector(vector, output, model_hint)
     click.echo(output)
+
+
+for _command in (push, pull, search):
+    command.add_command(_command)

@@ -8,6 +8,7 @@ calibration: each module says what strength 1 does. Pickles are never read.
     load_vector("joyful.gguf")
     load_vector("verbosity.f32", hidden_size=4096, site="attn_out")
     load_vector("sae_weights.safetensors", feature=123)
+    load_vector("owner/name@v1:joyful", model=model.source)
 
 It knows nothing of models: `Vector.check` compares width, layers and origin.
 """
@@ -16,6 +17,9 @@ import os
 from pathlib import Path
 
 from ..errors import MlxsteerError, UsageError
+from ..hub_ref import HubRef
+from ..model_ref import ModelRef
+from ..progress import Progress, silent
 from ..values import brief
 from ..vector import Vector, read_vector
 from ..vector_file import foreign_format
@@ -42,17 +46,27 @@ def load_vector(
     op: str = "add",
     target: float | None = None,
     site: str | None = None,
+    model: ModelRef | None = None,
+    progress: Progress = silent,
 ) -> Vector:
-    """Read a vector from any file that holds one.
+    """Read a vector from any file that holds one, or from the Hub.
 
     Args:
         path: .safetensors of mlxsteer, a .gguf control vector, ds4's .f32; with a feature, an SAE.
+            Or `owner/name[@revision][:concept]`, a repository of the Hub.
         hidden_size: the width `D` that it must have; an .f32 file does not say its own.
         feature: of an SAE.
         layer: of an SAE whose file and folder do not say it.
         op, target: what is done with the feature, as in `read_sae`; the other formats say theirs.
         site: where an .f32 is to act, `mlp_out` or `attn_out`.
+        model: `source` of the model that is to be steered, for a repository with several vectors.
+        progress: told of a download.
     """
+    if (ref := HubRef.parse(str(path))) is not None:
+        from ..hub import open_repo  # asks for huggingface_hub, which files can do without
+
+        shared = open_repo(ref, progress)
+        path = shared.fetch(shared.choose(model), progress)
     path = Path(path)
     if site is not None and path.suffix != ".f32":
         raise UsageError(f"{path}: site {brief(site)} is for ds4's .f32: leave it out")

@@ -1,0 +1,344 @@
+"""Vectors in a repository of the Hub: what it holds, and the one that is wanted, verified.
+
+A revision is resolved to a commit first; all comes from that commit, only the files that are
+needed, into huggingface_hub's cache, so that a second time no connection is used. Our repositories
+say in `config.json` what they hold:
+
+    {"mlxsteer": 1, "vectors": [{"name": "pirate", "file": "pirate/smollm2-135m.safetensors",
+     "sha256": "...", "model": {fields of ModelRef}, ...}]}
+
+In any other repository each small .safetensors or .gguf is taken for a vector until it is read.
+Pickles are never fetched. A file that is not what its commit or `config.json` says is removed from
+the cache and refused. It knows nothing of what a vector does: who reads the file checks that.
+
+    shared = open_repo(HubRef.parse("owner/name@v1:pirate"))
+    path = shared.fetch(shared.choose(model.source))
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import errors as hub
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
+
+from .download import Megabytes, bar
+from .errors import MlxsteerError, UsageError
+from .hub_errors import one_line
+from .hub_ref import HubRef
+from .model_ref import ModelRef, base_name
+from .progress import Progress, silent
+from .tables import near
+from .values import brief, parsed, printable
+from .vector import read_vector
+
+__all__ = ["CONFIG_VERSION", "MAX_BYTES", "Entry", "Shared", "Snapshot", "entries_of", "open_repo"]
+
+CONFIG_VERSION = 1
+MAX_BYTES = 1 << 26  # of one file: no vector is near it, and no model is fetched for one
+MAX_CONFIG = 1 << 22
+
+# What belongs to a concept and may be copied into a folder.
+SUFFIXES = (".gguf", ".json", ".jsonl", ".md", ".png", ".safetensors", ".toml", ".txt")
+_PART = r"[A-Za-z0-9_][\w .,+()\[\]-]{0,127}"
+_SAFE = re.compile(rf"(?:{_PART}/){{0,4}}{_PART}")
+_PICKLES = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+
+log = logging.getLogger("mlxsteer")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One vector of a repository; `sha256` "" and `model` None: nobody says."""
+
+    name: str
+    file: str
+    sha256: str = ""
+    model: ModelRef | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One commit of a repository."""
+
+    repo: str
+    commit: str
+
+    @cached_property
+    def files(self) -> dict[str, RepoFile | None]:
+        """Every file of the commit; without a connection, None for each that is in the cache."""
+        try:
+            with one_line(self.repo, self.commit, "repository", ""):
+                tree = HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit)
+                return {item.path: item for item in tree if isinstance(item, RepoFile)}
+        except MlxsteerError as error:
+            if not _unreachable(error.__cause__):
+                raise
+            kept = self._folder()
+            found = (path.relative_to(kept).as_posix() for path in kept.rglob("*"))
+            if not (names := [name for name in found if (kept / name).is_file()]):
+                raise
+            return dict.fromkeys(names)
+
+    def _folder(self) -> Path:
+        name = repo_folder_name(repo_id=self.repo, repo_type="model")
+        return Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
+
+    def fetch(self, name: str, progress: Progress = silent, most: int = MAX_BYTES) -> Path:
+        """Return one file's place in the cache.
+
+        Raises:
+            MlxsteerError: it is not there, too large for a vector, or not what the commit says.
+        """
+        if not _SAFE.fullmatch(name) or ".." in name.split("/"):
+            raise MlxsteerError(f"{self.repo} has a file of the name {brief(name)}: it is refused")
+        cached = try_to_load_from_cache(self.repo, name, revision=self.commit)
+        if isinstance(cached, str):
+            path = Path(cached)
+        else:
+            found = self.files.get(name)
+            if found is None:
+                raise MlxsteerError(f"{self.repo} at {self.commit[:12]} has no file {brief(name)}")
+            if found.size > most:
+                raise MlxsteerError(
+                    f"{self.repo}: {name} has {found.size} bytes: no vector is as large"
+                )
+            with one_line(self.repo, self.commit, "repository"):
+                told = bar(Megabytes(progress, found.size))
+                path = Path(hf_hub_download(self.repo, name, revision=self.commit, tqdm_class=told))
+        self._verify(path, name)
+        return path
+
+    def _verify(self, path: Path, name: str) -> None:
+        """Compare a file of the cache with the hash that it is kept under."""
+        kept_as = _blob(path).name
+        data = path.read_bytes()
+        found = (
+            hashlib.sha256(data).hexdigest()
+            if len(kept_as) == 64
+            else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        )
+        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept_as) and kept_as != found:
+            self.refuse(path, f"{name} is not the file of commit {self.commit[:12]}")
+
+    def refuse(self, path: Path, why: str) -> None:
+        """Remove a file from the cache, so that it can be fetched anew, and raise."""
+        for place in (path.resolve(), _blob(path), path):
+            place.unlink(missing_ok=True)
+        raise MlxsteerError(
+            f"{self.repo}: {why}: it was changed, and is not used; try again, or ask its owner"
+        )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The vectors of one commit that a reference means, before one of them is chosen.
+
+    Attributes:
+        ref: what was asked for; `snapshot`: the commit that it was resolved to.
+        entries: of the concept that was asked for, one per model; of a foreign repository one.
+        ours: whether `config.json` says what they are.
+    """
+
+    ref: HubRef
+    snapshot: Snapshot
+    entries: tuple[Entry, ...]
+    ours: bool
+
+    def choose(self, model: ModelRef | str | None = None) -> Entry:
+        """Return the vector for a model: of the same packing, else of the same weights.
+
+        `model` may be a model's name as people write it; None takes the only one there is.
+        """
+        if isinstance(model, ModelRef):
+            fits = [(e.model, e) for e in self.entries if e.model and e.model.same_model(model)]
+            fits.sort(key=lambda fit: _packing(fit[0]) != _packing(model))
+            foreign = [entry for entry in self.entries if entry.model is None]
+            found = next(iter([entry for _, entry in fits] + foreign), None)
+        elif len(self.entries) == 1:
+            return self.entries[0]
+        else:
+            found = next((e for e in self.entries if model and _is_called(e, model)), None)
+        if found is None:
+            models = {str(e.model) if e.model else PurePosixPath(e.file).stem for e in self.entries}
+            has = f"{self.ref} has vectors for {printable(', '.join(sorted(models)))}"
+            if model is None:
+                raise UsageError(f"{has}: say for which model")
+            raise MlxsteerError(
+                f"{has}, none for {model}: mlxsteer vectors pull {self.ref} -o FOLDER, then "
+                "mlxsteer extract FOLDER"
+            )
+        return found
+
+    def fetch(self, entry: Entry, progress: Progress = silent) -> Path:
+        """Return the verified file of a vector in the cache, and tell which commit it is of."""
+        path = self.snapshot.fetch(entry.file, progress)
+        if entry.sha256:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    self.snapshot.refuse(path, f"{entry.file} is not what its config.json says")
+        log.info("%s: %s of commit %s", self.ref, entry.file, self.snapshot.commit)
+        return path
+
+    def save(self, folder: Path, progress: Progress = silent) -> list[str]:
+        """Copy all of the concept into a new folder, with `source.json`; all of it or nothing.
+
+        Returns:
+            the names of the files.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} is there and not empty: name a new folder")
+        wanted = self._belonging()
+        temporary = folder.with_name(f".{secrets.token_hex(8)}")
+        hashes = {entry.file: entry.sha256 for entry in self.entries}
+        try:
+            temporary.mkdir(parents=True)
+            record: dict[str, str] = {}
+            for name, target in wanted.items():
+                path = self.snapshot.fetch(name, progress)
+                data = path.read_bytes()
+                record[target] = hashlib.sha256(data).hexdigest()
+                if hashes.get(name) not in (None, "", record[target]):
+                    self.snapshot.refuse(path, f"{name} is not what its config.json says")
+                (temporary / target).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / target).write_bytes(data)
+                if target.endswith(".safetensors") and self.ours:
+                    read_vector(temporary / target)
+            source = {"repo": self.ref.repo, "revision": self.ref.revision or "main"}
+            source |= {"commit": self.snapshot.commit}
+            (temporary / "source.json").write_text(
+                json.dumps({**source, "files": record}, indent=2) + "\n"
+            )
+            if folder.is_dir():
+                folder.rmdir()
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise MlxsteerError(f"{folder} cannot be written: {error.strerror}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return [*record, "source.json"]
+
+    def _belonging(self) -> dict[str, str]:
+        """The files beside the chosen vectors -> their names in a folder of their own."""
+        folders = {PurePosixPath(entry.file).parent.as_posix() for entry in self.entries}
+        if not self.ours:
+            return {entry.file: PurePosixPath(entry.file).name for entry in self.entries}
+        found = {}
+        for name in sorted(self.snapshot.files):
+            path = PurePosixPath(name)
+            if path.parent.as_posix() in folders and path.suffix in SUFFIXES:
+                found[name] = path.name
+        return found
+
+
+def _blob(path: Path) -> Path:
+    """What a file of the cache is a link to, named by its hash (itself a link if xet shares it)."""
+    return path.parent / os.readlink(path) if path.is_symlink() else path
+
+
+def _packing(model: ModelRef) -> tuple[str, str]:
+    return model.repo, model.quantization
+
+
+def _is_called(entry: Entry, model: str) -> bool:
+    stem = Path(entry.file).stem.lower()
+    repo = base_name(entry.model.repo) if entry.model else ""
+    return model.lower() == stem or base_name(model) in (stem, repo)
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    answered = isinstance(error, hub.HfHubHTTPError)
+    return not answered and isinstance(
+        error,
+        (hub.OfflineModeIsEnabled, hub.HTTPError),  # type: ignore[attr-defined]
+    )
+
+
+def open_repo(ref: HubRef, progress: Progress = silent) -> Shared:
+    """Return what a reference means, after reading `config.json`; no vector is fetched yet."""
+    with one_line(ref.repo, ref.revision, "repository of vectors"):
+        commit = HfApi().resolve_revision(ref.repo, revision=ref.revision).resolved
+    snapshot = Snapshot(ref.repo, commit)
+    cached = try_to_load_from_cache(ref.repo, "config.json", revision=commit)
+    config: dict[str, Any] = {}
+    if isinstance(cached, str) or "config.json" in snapshot.files:
+        path = snapshot.fetch("config.json", progress, MAX_CONFIG)
+        config = parsed(path.read_bytes(), f"the config.json of {ref.repo}")
+    if "mlxsteer" in config:
+        return Shared(ref, snapshot, _of_concept(ref, entries_of(config, ref.repo)), True)
+    return Shared(ref, snapshot, _foreign(ref, snapshot), False)
+
+
+def entries_of(config: Mapping[str, Any], repo: str) -> tuple[Entry, ...]:
+    """Return the vectors that our `config.json` lists, checked."""
+    where = f"the config.json of {repo}"
+    if config.get("mlxsteer") != CONFIG_VERSION:
+        raise MlxsteerError(
+            f"{where} is of version {brief(config.get('mlxsteer'))}, this mlxsteer reads "
+            f"{CONFIG_VERSION}: update mlxsteer"
+        )
+    rows = config.get("vectors")
+    if not isinstance(rows, list) or not rows:
+        raise MlxsteerError(f"{where} lists no vectors")
+    found = []
+    for row in rows:
+        row = row if isinstance(row, dict) else {}
+        name, file, digest = (row.get(key) for key in ("name", "file", "sha256"))
+        if not (isinstance(name, str) and isinstance(file, str) and isinstance(digest, str)):
+            raise MlxsteerError(f"{where} has a vector without name, file and sha256")
+        parts = file.split("/")
+        if not _SAFE.fullmatch(file) or ".." in parts or not file.endswith(".safetensors"):
+            raise MlxsteerError(f"{where} names the file {brief(file)}, which is no vector's name")
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise MlxsteerError(f"{where} has the sha256 {brief(digest)}: 64 hex digits are one")
+        try:
+            model = ModelRef.from_json(row.get("model"))
+        except MlxsteerError as error:
+            raise MlxsteerError(f"{where}: {error}") from error
+        found.append(Entry(name, file, digest, model))
+    return tuple(found)
+
+
+def _of_concept(ref: HubRef, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    names = sorted({entry.name for entry in entries})
+    if ref.name is None and len(names) > 1:
+        shown = printable(", ".join(names))
+        raise UsageError(f"{ref} has several concepts, say which, as in {ref}:{names[0]}: {shown}")
+    found = tuple(entry for entry in entries if ref.name in (None, entry.name))
+    if not found:
+        raise MlxsteerError(f"{ref.repo} has no concept {ref.name!r}{near(ref.name or '', names)}")
+    return found
+
+
+def _foreign(ref: HubRef, snapshot: Snapshot) -> tuple[Entry, ...]:
+    """The file that is meant in a repository that does not say what it holds."""
+    names = sorted(name for name in snapshot.files if _SAFE.fullmatch(name))
+    files = [name for name in names if name.endswith((".gguf", ".safetensors"))]
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        log.info("%s: %s is left alone, it could run any program", ref.repo, brief(pickles[0]))
+    if not files:
+        but = f", only {brief(pickles[0])}, which could run any program" if pickles else ""
+        raise MlxsteerError(f"{ref.repo} has no vector in .safetensors or .gguf{but}")
+    if ref.name is not None:
+        wanted = ref.name
+        files = [f for f in files if f == wanted] or [
+            f for f in files if wanted in (PurePosixPath(f).name, PurePosixPath(f).stem)
+        ]
+        if not files:
+            stems = (PurePosixPath(name).stem for name in names)
+            raise MlxsteerError(f"{ref.repo} has no vector {wanted!r}{near(wanted, stems)[:400]}")
+    if len(files) > 1:
+        shown = printable(", ".join(files[:6])) + (", ..." if len(files) > 6 else "")
+        raise UsageError(f"{ref} has {len(files)} files, say which, as in {ref.repo}:FILE: {shown}")
+    return tuple(Entry(PurePosixPath(file).stem, file) for file in files)

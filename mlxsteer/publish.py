@@ -1,0 +1,174 @@
+"""The files of a repository on their way to the Hub: one commit, only what changed.
+
+A second push of the same content changes nothing, and nothing on the Hub is ever deleted: a push
+that would orphan a vector there is refused. It reads `config.json` and knows no other file.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import errors as hub
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from .errors import MlxsteerError, UsageError
+from .hub import Snapshot, entries_of
+from .hub_errors import one_line
+from .hub_ref import REPO
+from .progress import Progress, silent
+from .values import brief, parsed
+
+__all__ = ["Pushed", "push"]
+
+CHUNK = 8  # files that are sent between two words of progress
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did: where, which commit, the files that changed, a pull request's address."""
+
+    url: str
+    commit: str
+    changed: tuple[str, ...]
+    pull_request: str | None = None
+
+
+def push(
+    files: dict[str, bytes],
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    collection: str = "",
+    progress: Progress = silent,
+) -> Pushed:
+    """Put the files into the repository as one commit, made if it is not there; only what changed.
+
+    Args:
+        private: of a repository that is new; revision: a branch, made if it is not there.
+        create_pr: a pull request to a repository that is there.
+        collection: the title of a collection of the same owner that shall show it.
+
+    Raises:
+        UsageError: no such name, or the options do not fit what is there.
+        MlxsteerError: no token, the name is taken, or the Hub refuses.
+    """
+    if not re.fullmatch(REPO, repo):
+        raise UsageError(f"--repo {brief(repo)}: write owner/name")
+    if get_token() is None:
+        raise MlxsteerError("there is no token of the Hub: run hf auth login, or set HF_TOKEN")
+    api = HfApi()
+    with one_line(repo, revision, "repository", ""), _quiet():
+        head = _prepare(api, repo, private, revision, create_pr)
+        there = _files(api, repo, head)
+        _check_taken(repo, head, there, files)
+        changed = tuple(name for name, data in files.items() if not _same(there.get(name), data))
+        pushed = Pushed(f"{api.endpoint}/{repo}", head, changed)
+        if changed:
+            additions = [CommitOperationAdd(name, files[name]) for name in changed]
+            branch: dict[str, Any] = {"revision": revision, "create_pr": create_pr}
+            for start in range(0, len(additions), CHUNK):
+                progress("pushing files", start, len(additions))
+                api.preupload_lfs_files(
+                    repo, additions[start : start + CHUNK], free_memory=False, **branch
+                )
+            made = api.create_commit(
+                repo,
+                additions,
+                commit_message=_title(files, changed),
+                parent_commit=head,
+                **branch,
+            )
+            progress("pushing files", len(additions), len(additions))
+            pushed = replace(pushed, commit=made.oid, pull_request=made.pr_url)
+        if collection:
+            owner = repo.partition("/")[0]
+            shown = api.create_collection(
+                collection, namespace=owner, private=private, exists_ok=True
+            )
+            api.add_collection_item(shown.slug, repo, "model", exists_ok=True)
+    return pushed
+
+
+def _prepare(api: HfApi, repo: str, private: bool, revision: str | None, create_pr: bool) -> str:
+    """Make the repository and the branch where they are missing; return the commit to add to."""
+    try:
+        found = api.repo_info(repo)
+    except hub.GatedRepoError:
+        raise
+    except hub.RepositoryNotFoundError:
+        api.whoami()  # a token that is not valid sees no private repository
+        if create_pr:
+            raise
+        api.create_repo(repo, private=private)
+        found = api.repo_info(repo)
+    else:
+        if private and not found.private:
+            raise UsageError(f"{repo} is there and public: choose another name for --private")
+    if revision is None or create_pr:
+        return str(found.sha if revision is None else api.repo_info(repo, revision=revision).sha)
+    api.create_branch(repo, branch=revision, exist_ok=True)
+    return str(api.repo_info(repo, revision=revision).sha)
+
+
+def _files(api: HfApi, repo: str, commit: str) -> dict[str, RepoFile]:
+    tree = api.list_repo_tree(repo, recursive=True, revision=commit)
+    return {item.path: item for item in tree if isinstance(item, RepoFile)}
+
+
+def _same(there: RepoFile | None, data: bytes) -> bool:
+    if there is None:
+        return False
+    if there.lfs is not None:
+        return there.lfs.sha256 == hashlib.sha256(data).hexdigest()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _check_taken(repo: str, head: str, there: dict[str, RepoFile], files: dict[str, bytes]) -> None:
+    """Refuse a repository of something else, and one whose vectors would be forgotten."""
+    others = there.keys() - {".gitattributes", "README.md", "LICENSE"}
+    if "config.json" not in there:
+        if others:
+            raise MlxsteerError(
+                f"{repo} is taken: it holds {brief(min(others))} and is no repository of vectors; "
+                "choose another name"
+            )
+        return
+    config = parsed(Snapshot(repo, head).fetch("config.json").read_bytes(), f"{repo}: config.json")
+    if "mlxsteer" not in config:
+        raise MlxsteerError(f"{repo} is taken, by something else than vectors; choose another name")
+    lost = {entry.file for entry in entries_of(config, repo)} - files.keys()
+    if lost:
+        raise MlxsteerError(
+            f"{repo} also holds {min(lost)}, which is not here: mlxsteer vectors pull {repo} -o "
+            "FOLDER, add to that and push it"
+        )
+
+
+def _title(files: dict[str, bytes], changed: Sequence[str]) -> str:
+    names = sorted({row["name"] for row in json.loads(files["config.json"])["vectors"]})
+    what = names[0] if len(names) == 1 else f"{len(names)} concepts"
+    return f"Vectors of {what}: {len(changed)} files"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep huggingface_hub from drawing bars of its own."""
+    was = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was:
+            enable_progress_bars()
