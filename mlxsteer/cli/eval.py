@@ -45,7 +45,7 @@ def command(
     \b
     Examples:
       mlxsteer eval pirate
-      mlxsteer eval mine.safetensors --concept my/concept --json mine.json --plot mine.png
+      mlxsteer eval mine.safetensors --concept my/concept --plot mine.png
     """
     from ..library import Concept
     from ..library import concept as find_concept
