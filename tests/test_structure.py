@@ -35,7 +35,7 @@ RANKS = [
     "methods neutral reading",
     "calibrate",
     "extract",
-    "evaluate bench",
+    "bench build evaluate",
     "cli",
     "__init__ __main__",
 ]

@@ -15,7 +15,7 @@ from ..errors import MlxsteerError, UsageError
 from ..library import Concept, cached_vector_path, concept, home
 from ..progress import Progress
 from ..vector import Vector, read_vector
-from .options import ModelChoice, check_output, parse_steer, strength_one
+from .options import ModelChoice, check_output, parse_steer, short_name, strength_one
 
 if TYPE_CHECKING:
     from ..steering import Steering  # imports mlx, which `vectors show` can do without
@@ -124,7 +124,7 @@ def _vector_for(
     """Return the vector of a concept for this model: shipped, cached, or extracted now."""
     from ..extract import defaults, extract
 
-    shipped = found.vector_path(model_name)
+    shipped = found.vector_path(short_name(model_name))
     if shipped is not None:
         vector = read_vector(shipped)
         if vector.model is not None and vector.model.repo == model.source.repo:
