@@ -1,14 +1,14 @@
 # make demo    sees a model write unsteered and steered, with a vector made in front of your eyes
 # make test    runs the tests (ARGS="-m slow" or ARGS=tests/test_x.py for others)
 # make lint    ruff check and ruff format --check        make types   mypy
-# make docs    writes the generated pages of docs/       make vectors extracts the shipped vectors
+# make docs    writes the generated pages of docs/       make vectors builds the shipped vectors
 # make bench   measures what steering costs on this machine, for an hour on a slow one
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
 # Each sets up .venv first, once: the locked packages, the project and the weights of SmolLM2-135M.
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs speed arch arch_steering edits phases gguf_families)
+DOCTESTS := $(patsubst %,tests/test_%.py,docs cards speed arch arch_steering edits phases gguf_families)
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint types docs vectors bench lock clean setup
@@ -30,9 +30,7 @@ docs: setup
 	@$(BIN)/python -m pytest --write-docs $(DOCTESTS)
 
 vectors: setup
-	@for name in pirate joyful terse formal; do \
-	  $(BIN)/mlxsteer extract $$name -o vectors/$$name/smollm2-135m.safetensors || exit 1; \
-	done
+	@$(BIN)/mlxsteer vectors build --all -m smollm2-135m -o vectors $(ARGS)
 
 bench: setup
 	@$(BIN)/mlxsteer bench --json bench/results
