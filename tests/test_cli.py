@@ -489,7 +489,9 @@ def concept_copies(place: Path, folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def test_build_and_use(cli: Cli, place: Path, tmp_path: Path) -> None:
+def test_build_and_use(
+    cli: Cli, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "from").mkdir()
     first, dull, last = concept_copies(place, tmp_path / "from", "first", "dull", "last")
     (dull / "pairs.jsonl").write_text('{"positive": "zzz", "negative": "yyy"}\n')
@@ -510,6 +512,11 @@ def test_build_and_use(cli: Cli, place: Path, tmp_path: Path) -> None:
     steered = cli("generate", PROMPT, *SHORT, "-s", f"{out}/last=1")
     assert (steered.notes, kept()) == ([], [])  # nothing was extracted
     assert steered.out != written(cli)
+    # what is extracted on the spot is calibrated on the text that the build wrote
+    monkeypatch.setattr("mlxsteer.neutral.Neutral.write", interrupt)
+    assert cli("generate", PROMPT, *SHORT, "-s", "salty=1").code == 0
+    monkeypatch.setenv("MLXSTEER_HOME", str(tmp_path / "another"))
+    assert cli("generate", PROMPT, *SHORT, "-s", "salty=1").code == 130
 
 
 def test_a_build_for_a_path_is_found_by_its_path(cli: Cli, place: Path, tmp_path: Path) -> None:
@@ -541,13 +548,12 @@ def test_a_build_that_was_killed_goes_on(cli: Cli, place: Path, tmp_path: Path) 
     with subprocess.Popen(
         [sys.executable, "-c", WAITING, *build, tmp_path / "out"],
         cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2)]
+        assert process.stderr is not None
+        told = next((line for line in process.stderr if line.startswith(b"2/4 ")), b"")
         process.kill()
-    assert [b"/a/tiny" in lines[0], b"/b/tiny" in lines[1]] == [True, True]
+    assert told.startswith(b"2/4 b: ")
     resumed = cli(*build, tmp_path / "out")
     assert ["was there" in line for line in resumed.err] == [True, True, False, False]
     assert cli(*build, tmp_path / "whole").code == 0

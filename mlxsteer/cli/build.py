@@ -49,18 +49,18 @@ def command(
     from .extract import summary
     from .sources import load_model
 
-    failed = []
+    done = []
     with bars() as progress:
         loaded, tokenizer = load_model(model, progress)
         name = short_name(model.name)
-        made = build(loaded, tokenizer, found, output, name, anew=anew, progress=progress)
-        for number, each in enumerate(made, 1):
-            if each.vector is None:
-                failed.append(f"{each.concept.name}: {each.error}")
-                continue
-            kept = " (was there)" if each.kept else ""
-            say(f"{number}/{len(found)} {summary(each.vector)}{kept}")
+        for each in build(loaded, tokenizer, found, output, name, anew=anew, progress=progress):
+            done.append(each)
+            if each.vector is not None:
+                kept = " (was there)" if each.kept else ""
+                say(f"{len(done)}/{len(found)} {summary(each.vector)}{kept}")
+    for each in done:
+        if each.vector is not None:
             click.echo(each.path)
-    for line in failed:
-        say(f"error: {' '.join(line.split())}")
-    return 1 if failed else 0
+        else:
+            say(f"error: {each.concept.name}: {' '.join(each.error.split())}")
+    return int(any(each.vector is None for each in done))
