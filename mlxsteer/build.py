@@ -133,11 +133,11 @@ def _finished(
     except MlxsteerError as error:
         log.warning("making the vector of %r anew: %s", found.name, error)
         return None
-    told, pairs = defaults(len(model.layers)), found.pairs()
+    usual, pairs = defaults(len(model.layers)), found.pairs()
     wanted = {
         **{key: getattr(found, key) for key in ("name", "positive", "negative", "license")},
-        **{key: told[key] for key in ("method", "layers", "site", "op")},
-        "token": describe(told["read"], pairs, told["response_tokens"]),
+        **{key: usual[key] for key in ("method", "layers", "site", "op")},
+        "token": describe(usual["read"], pairs, usual["response_tokens"]),
         "pairs_sha256": pairs_sha256(pairs),
         "template": template_record(tokenizer),
         "model": model_ref(model),
