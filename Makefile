@@ -2,15 +2,15 @@
 # make test    runs the tests (ARGS="-m slow" or ARGS=tests/test_x.py for others)
 # make lint    ruff check and ruff format --check        make types   mypy
 # make conformance holds every architecture of mlx-lm against its page in docs/ (a few minutes)
-# make docs    writes the generated pages of docs/       make vectors extracts the shipped vectors
+# make docs    writes the generated pages of docs/       make vectors builds the shipped vectors
 # make bench   measures what steering costs on this machine, for an hour on a slow one
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
 # Each sets up .venv first, once: the locked packages, the project and the weights of SmolLM2-135M.
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs speed arch arch_steering deepseek_v4 deepseek_v4_files \
-  edits phases gguf_families)
+DOCTESTS := $(patsubst %,tests/test_%.py,docs cards speed arch arch_steering deepseek_v4 \
+  deepseek_v4_files edits phases gguf_families)
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test conformance lint types docs vectors bench lock clean setup
@@ -35,9 +35,7 @@ docs: setup
 	@$(BIN)/python -m pytest --write-docs $(DOCTESTS)
 
 vectors: setup
-	@for name in pirate joyful terse formal; do \
-	  $(BIN)/mlxsteer extract $$name -o vectors/$$name/smollm2-135m.safetensors || exit 1; \
-	done
+	@$(BIN)/mlxsteer vectors build --all -m smollm2-135m -o vectors $(ARGS)
 
 bench: setup
 	@$(BIN)/mlxsteer bench --json bench/results

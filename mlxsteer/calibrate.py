@@ -54,7 +54,8 @@ def calibrate(
     Args:
         vector: calibrated or not; its scales give the proportions between layers.
         budget: mean KL(unsteered || steered) per response token, nats; of `add` only.
-        neutral: text to measure on, to be shared between vectors of one model; None writes it.
+        neutral: text to measure on, to be shared between vectors of one model; None takes what the
+            model wrote before or lets it write (`Neutral.kept`).
 
     Raises:
         MlxsteerError: no strength of this vector reaches the budget.
@@ -64,7 +65,7 @@ def calibrate(
         raise UsageError(f"op {vector.op} has no budget: {MEANING[vector.op]}, whatever it costs")
     if vector.is_zero:
         raise MlxsteerError(f"vector {vector.name!r} is zero: no strength of it does anything")
-    text = neutral or Neutral.write(model, tokenizer, progress=progress)
+    text = neutral or Neutral.kept(model, tokenizer, progress=progress)
     stage, passes = f"calibrating {vector.name}", 0
 
     if vector.op in MEANING:

@@ -1,24 +1,35 @@
 """Neutral text: what a model itself answers, unsteered, to prompts that ask for nothing special.
 
-It is what the cost of a steering is measured on. This module knows nothing of vectors or steering.
+It is what the cost of a steering is measured on. A model writes it once: `Neutral.kept` keeps it in
+the user's cache, `neutral/<model_type>.<key>.json`, and whatever the text depends on is in the key.
+This module knows nothing of vectors or steering.
 """
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from . import __version__
 from .errors import MlxsteerError
-from .generate import encode, generate_batch
-from .library import neutral_prompts
+from .generate import encode, forward, generate_batch
+from .library import home, neutral_prompts
 from .progress import Progress, silent
+from .values import canonical, parsed
+from .vector_file import whole_file
 
 __all__ = ["Neutral"]
+
+log = logging.getLogger("mlxsteer")
 
 MIN_TOKENS = 1000  # response tokens behind a calibration
 ANSWER_TOKENS = 32  # per prompt
@@ -75,6 +86,60 @@ class Neutral:
             )
         return cls(tuple(sequences), tuple(lengths))
 
+    @classmethod
+    def kept(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        prompts: Sequence[str] | None = None,
+        min_tokens: int = MIN_TOKENS,
+        progress: Progress = silent,
+    ) -> "Neutral":
+        """Return what `write` returns, from the cache if this model has written it before.
+
+        A damaged file is written anew. Where the cache cannot be written, a note says so.
+
+        Raises:
+            MlxsteerError: the prompts run out first, or no place for a cache is known.
+        """
+        texts = neutral_prompts() if prompts is None else tuple(prompts)
+        name = f"{model.model_type}.{_key(model, tokenizer, texts, min_tokens)}.json"
+        path = home() / "neutral" / name
+        if path.exists():
+            try:
+                return cls._read(path)
+            except (OSError, MlxsteerError, KeyError, TypeError) as error:
+                log.warning("%s is damaged (%s): it is written anew", path, error)
+        text = cls.write(model, tokenizer, prompts=texts, min_tokens=min_tokens, progress=progress)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text._save(path)
+        except (OSError, MlxsteerError) as error:
+            log.warning(
+                "neutral answers cannot be kept and are written every time (%s): set "
+                "MLXSTEER_HOME to a folder that can be written",
+                error,
+            )
+        return text
+
+    @classmethod
+    def _read(cls, path: Path) -> "Neutral":
+        read = parsed(path.read_bytes(), "it")
+        text = cls(tuple(map(tuple, read["sequences"])), tuple(read["prompt_lengths"]))
+        if read["sha256"] != text.sha256:
+            raise MlxsteerError("its text is not that of its sha256")
+        return text
+
+    def _save(self, path: Path) -> None:
+        with whole_file(path) as temporary:
+            record = {
+                "sequences": self.sequences,
+                "prompt_lengths": self.prompt_lengths,
+                "sha256": self.sha256,
+            }
+            temporary.write_text(canonical(record))
+
     @property
     def tokens(self) -> int:
         """Response tokens in all."""
@@ -92,3 +157,22 @@ class Neutral:
         return Neutral(
             tuple(self.sequences[i] for i in pick), tuple(self.prompt_lengths[i] for i in pick)
         )
+
+
+def _key(model: nn.Module, tokenizer: Any, texts: Sequence[str], min_tokens: int) -> str:
+    """Return a digest of all that decides what the model writes.
+
+    The logits of one prompt stand for weights, packing, dtype, device and libraries: a model that
+    was changed after loading computes others. `source` adds what one prompt does not reach.
+    """
+    rows = [encode(model, tokenizer, text) for text in texts]
+    logits = np.array(forward(model, rows[0])) if rows else np.zeros(0)
+    parts = [
+        hashlib.sha256(logits.tobytes()).hexdigest(),
+        repr(getattr(model, "source", None)),
+        rows,
+        sorted(tokenizer.eos_token_ids),
+        [min_tokens, ANSWER_TOKENS],
+        [__version__, version("mlx"), str(mx.default_device())],
+    ]
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:16]

@@ -21,7 +21,7 @@ def silent(stage: str, done: int, total: int) -> None:
 def bars() -> Iterator[Progress]:
     """Draw one bar per stage on stderr while the block runs; they are gone when it ends."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (
@@ -33,11 +33,13 @@ def bars() -> Iterator[Progress]:
     console = Console(stderr=True)
     off = not console.is_interactive  # rich would leave an empty line in a log
     with Bars(*columns, console=console, transient=True, disable=off) as shown:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = shown.add_task(stage, total=total)
-            shown.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+            elif done == 0:
+                shown.reset(tasks[stage])  # the same for the next: its time begins anew
+            shown.update(tasks[stage], completed=done, total=total)
 
         yield progress

@@ -37,6 +37,7 @@ __all__ = [
     "foreign_format",
     "pack",
     "read_header",
+    "sweep",
     "unpack",
     "whole_file",
 ]
@@ -84,6 +85,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a `whole_file` that was killed left in a folder."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\.[0-9a-f]{16}(?:\.\w+)?", path.name):
+            path.unlink()
 
 
 # Reading

@@ -190,7 +190,7 @@ def refused(ran: Ran, code: int, *words: str) -> None:
 
 PAGES = [(), *((name,) for name in sorted(COMMANDS)), ("models", "list"), ("models", "show")]
 PAGES += [("vectors", "list"), ("vectors", "show"), ("vectors", "convert"), ("vectors", "diff")]
-PAGES += [("vectors", "push"), ("vectors", "pull"), ("vectors", "search")]
+PAGES += [("vectors", word) for word in ("build", "push", "pull", "search")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=" ".join)
@@ -458,7 +458,7 @@ def made(place: Path) -> Iterator[Path]:
 
 
 def kept() -> list[Path]:
-    return sorted(Path(os.environ["MLXSTEER_HOME"]).rglob("*.*"))
+    return sorted(Path(os.environ["MLXSTEER_HOME"], "vectors").rglob("*.*"))
 
 
 def test_a_concept_is_extracted_on_the_spot_once(cli: Cli, monkeypatch) -> None:
@@ -516,6 +516,89 @@ def test_a_cache_that_cannot_be_written(cli: Cli, monkeypatch, place: Path) -> N
     monkeypatch.setenv("MLXSTEER_HOME", str(place / "tiny.gguf"))
     monkeypatch.setattr(sys.modules["mlxsteer.extract"], "extract", interrupt)
     refused(cli("generate", PROMPT, "-s", "salty=1"), 1, "tiny.gguf", "MLXSTEER_HOME")
+
+
+def concept_copies(place: Path, folder: Path, *names: str) -> list[Path]:
+    """Write concepts that are `salty` under other names."""
+    for name in names:
+        made = shutil.copytree(place / "salty", folder / name)
+        text = (made / "vector.toml").read_text()
+        (made / "vector.toml").write_text(text.replace('name = "salty"', f'name = "{name}"'))
+    return [folder / name for name in names]
+
+
+def test_build_and_use(
+    cli: Cli, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "from").mkdir()
+    first, dull, last = concept_copies(place, tmp_path / "from", "first", "dull", "last")
+    (dull / "pairs.jsonl").write_text('{"positive": "zzz", "negative": "yyy"}\n')
+    out = tmp_path / "out"
+    ran = cli("vectors", "build", first, dull, last, "-o", out)
+    assert ran.code == 1
+    assert ran.out == f"{out}/first/tiny.safetensors\n{out}/last/tiny.safetensors\n"
+    assert [line[:11] for line in ran.err] == ["1/3 first: ", "3/3 last: a", "error: dull"]
+    assert "the same to the model" in ran.err[-1]
+    assert "strength 1 costs 1.0" in ran.err[0]
+    before = read_vector(out / "last" / "tiny.safetensors")
+    again = cli("vectors", "build", first, last, "-o", out)
+    assert (again.code, len(again.err), again.out) == (0, 2, ran.out)
+    assert all(line.endswith(" (was there)") for line in again.err)
+    anew = cli("vectors", "build", last, "-o", out, "--anew")
+    assert "was there" not in anew.err[-1]
+    assert read_vector(out / "last" / "tiny.safetensors") == before
+    steered = cli("generate", PROMPT, *SHORT, "-s", f"{out}/last=1")
+    assert (steered.notes, kept()) == ([], [])  # nothing was extracted
+    assert steered.out != written(cli)
+    # what is extracted on the spot is calibrated on the text that the build wrote
+    monkeypatch.setattr("mlxsteer.neutral.Neutral.write", interrupt)
+    assert cli("generate", PROMPT, *SHORT, "-s", "salty=1").code == 0
+    monkeypatch.setenv("MLXSTEER_HOME", str(tmp_path / "another"))
+    assert cli("generate", PROMPT, *SHORT, "-s", "salty=1").code == 130
+
+
+def test_a_build_for_a_path_is_found_by_its_path(cli: Cli, place: Path, tmp_path: Path) -> None:
+    """Vectors are called as the last part of a model's name, and found so."""
+    words = ("-m", place / "tiny", "-o", tmp_path)
+    assert cli("vectors", "build", "salty", *words).out == f"{tmp_path}/salty/tiny.safetensors\n"
+    assert cli("generate", PROMPT, *SHORT, *words[:2], "-s", f"{tmp_path}/salty=1").notes == []
+    assert "calibrated" not in cli("vectors", "show", tmp_path / "salty", *words[:2]).err
+
+
+WAITING = """
+import time, mlxsteer.build
+from mlxsteer.cli import main
+real, calls = mlxsteer.build.extract, []
+def extract(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 3:
+        time.sleep(600)
+    return real(*arguments, **options)
+mlxsteer.build.extract = extract
+main()
+"""
+
+
+def test_a_build_that_was_killed_goes_on(cli: Cli, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    folders = concept_copies(place, tmp_path / "from", "a", "b", "c", "d")
+    build = ["vectors", "build", *map(str, folders), "-o"]
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, *build, tmp_path / "out"],
+        cwd=place,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        told = next((line for line in process.stderr if line.startswith(b"2/4 ")), b"")
+        process.kill()
+    assert told.startswith(b"2/4 b: ")
+    resumed = cli(*build, tmp_path / "out")
+    assert ["was there" in line for line in resumed.err] == [True, True, False, False]
+    assert cli(*build, tmp_path / "whole").code == 0
+    files = {path: path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")}
+    assert len(files) == len(list((tmp_path / "whole").rglob("*.*"))) == 4 * 3
+    for path, name in files.items():
+        assert path.read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_extract_show_use_calibrate(cli: Cli, made: Path) -> None:
@@ -787,6 +870,12 @@ BEFORE_LOADING = [
     (["eval", "nautical", "--plot", "x.svg"], 2, ["x.svg", ".png"]),
     (["vectors", "show", "joyfull"], 1, ["joyfull", "did you mean joyful?"]),
     (["vectors", "show", "salty"], 1, ["salty", "tiny", "mlxsteer extract"]),
+    (["vectors", "build", "-o", "x"], 2, ["CONCEPT", "--all"]),
+    (["vectors", "build", "salty", "--all", "-o", "x"], 2, ["CONCEPT", "--all"]),
+    (["vectors", "build", "salty"], 2, ["--output", "mlxsteer vectors build --help"]),
+    (["vectors", "build", "salty", "piratt", "-o", "x"], 1, ["did you mean pirate?"]),
+    (["vectors", "build", "salty", "-o", "tiny.gguf"], 2, ["tiny.gguf is a file", "name a folder"]),
+    (["vectors", "build", "salty", "-o", "no/where"], 2, ["no is no folder", "make it first"]),
     (["vectors", "convert", "none.gguf", "x.safetensors"], 1, ["none.gguf", "check the path"]),
     (["vectors", "convert", "strong.safetensors", "x.npz"], 2, ["x.npz", ".gguf"]),
     (["vectors", "convert", "strong.safetensors", "x.gguf"], 2, ["--model-hint"]),
@@ -820,12 +909,15 @@ def test_a_place_that_cannot_be_written(locked: str, cli: Cli, tmp_path: Path) -
     if os.access(path if locked == "file" else tmp_path, os.W_OK):
         pytest.skip("this user may write everywhere")
     refused(cli("extract", "salty", "-o", path), 2, str(path), "name")
+    if locked == "folder":
+        refused(cli("vectors", "build", "salty", "-o", tmp_path), 2, str(tmp_path), "name")
 
 
 @pytest.mark.usefixtures("unloaded")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
 def test_a_place_that_only_seems_writable(cli: Cli) -> None:
     refused(cli("extract", "salty", "-o", "/proc/made.safetensors"), 2, "/proc/made.safetensors")
+    refused(cli("vectors", "build", "salty", "-o", "/proc/made"), 2, "/proc/made cannot be written")
 
 
 AFTER_LOADING = [
@@ -853,6 +945,7 @@ AFTER_LOADING = [
     (["extract", "salty", "--layers", "3-4"], 2, ["layer 4", "0 to 3"]),
     (["extract", "salty", "--read", 99], 2, ["99"]),
     (["calibrate", "narrow.safetensors"], 1, ["narrow", "2", "64"]),
+    (["vectors", "build", "salty", "./salty", "-o", "x"], 2, ["two concepts", "'salty'"]),
 ]
 
 

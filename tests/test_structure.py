@@ -39,7 +39,7 @@ RANKS = [
     "detection meter scoring",
     "answers calibrate nulls",
     "extract",
-    "evaluate bench",
+    "bench build evaluate",
     "cli",
     "__init__ __main__",
 ]

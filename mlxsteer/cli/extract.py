@@ -11,6 +11,7 @@ from .options import (
     model_options,
     parse_layers,
     say,
+    short_name,
     strength_one,
     whole_number,
 )
@@ -113,7 +114,7 @@ def command(
         raise UsageError("give either a CONCEPT or --pairs FILE")
     if not title.strip() or not title.isprintable():
         raise UsageError(f"--name {title!r}: use a name of one printable line")
-    path = output or Path(f"{title}-{_short(model.name)}.safetensors")
+    path = output or Path(f"{title}-{short_name(model.name)}.safetensors")
     check_output(path, ".safetensors")
     from ..extract import extract
     from ..reading import parse_read
@@ -140,12 +141,6 @@ def command(
     vector.save(path)
     say(summary(vector))
     click.echo(path)
-
-
-def _short(model: str) -> str:
-    """The last part of a model's name, folder, file or Hub id."""
-    place = Path(model)
-    return (place.resolve() if place.exists() else place).name.removesuffix(".gguf")
 
 
 def summary(vector: Any) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "Group",
     "ModelChoice",
     "as_json",
+    "check_folder",
     "check_output",
     "check_prompt",
     "json_option",
@@ -31,6 +32,7 @@ __all__ = [
     "parse_layers",
     "parse_steer",
     "say",
+    "short_name",
     "strength_one",
     "tokens_option",
     "whole_number",
@@ -152,6 +154,14 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def short_name(model: str) -> str:
+    """Return the last part of a model's name, folder, file or Hub id: what its vectors' files are
+    called.
+    """
+    place = Path(model)
+    return (place.resolve() if place.exists() else place).name.removesuffix(".gguf")
+
+
 def parse_steer(text: str) -> tuple[str, float]:
     """Read `NAME=STRENGTH`; `NAME` alone is strength 1.
 
@@ -239,4 +249,24 @@ def check_output(path: Path, *suffixes: str) -> None:
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written: {error.strerror}; name a file somewhere else"
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder for output, which need not be there yet, before any work is done.
+
+    Raises:
+        UsageError: a file, a missing parent, or a place that cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: name a folder")
+    there = path if path.is_dir() else path.parent
+    if not there.is_dir():
+        raise UsageError(f"{there} is no folder: make it first, or name another folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}; name a folder somewhere else"
         ) from error

@@ -18,7 +18,7 @@ from ..library import Concept, cached_vector_path, concept, concepts, home, read
 from ..model_ref import ModelRef
 from ..progress import Progress, bars
 from ..vector import Vector, read_vector
-from .options import ModelChoice, check_output, parse_steer, strength_one
+from .options import ModelChoice, check_output, parse_steer, short_name, strength_one
 
 if TYPE_CHECKING:
     from ..hub import Shared  # imports huggingface_hub
@@ -131,7 +131,7 @@ def others_at_hand(than: Concept, model: Any, model_name: str) -> list[Vector]:
 
 def _shipped(found: Concept, model: Any, model_name: str) -> Vector | None:
     """Return the shipped vector of a concept, if it was made on this very model."""
-    path = found.vector_path(model_name)
+    path = found.vector_path(short_name(model_name))
     if path is None:
         return None
     vector = read_vector(path)

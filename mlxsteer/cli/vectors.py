@@ -1,4 +1,6 @@
-"""`mlxsteer vectors`: list the library, show one vector, convert between file formats."""
+"""`mlxsteer vectors`: list the library, show one vector, convert between file formats; `build` has
+a file of its own.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +8,18 @@ from typing import Any
 
 import click
 
+from .build import command as build
 from .hub import pull, push, search
-from .options import Group, as_json, check_output, json_option, model_option, say, strength_one
+from .options import (
+    Group,
+    as_json,
+    check_output,
+    json_option,
+    model_option,
+    say,
+    short_name,
+    strength_one,
+)
 
 __all__ = ["command"]
 
@@ -23,6 +35,9 @@ def command(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_)
+
+
+command.add_command(build)
 
 
 @command.command("list", short_help="List the concepts.")
@@ -69,7 +84,7 @@ def show(vector: str, model: str, json_: bool) -> None:
 
     found = find_vector(vector)
     if isinstance(found, Concept):
-        path = found.vector_path(model)
+        path = found.vector_path(short_name(model))
         if path is None:
             raise MlxsteerError(
                 f"the concept {found.name} comes with no vector for {model}: "
