@@ -152,6 +152,35 @@ def test_a_prompt_is_read_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> No
     assert len({tuple(row) for row in np.array(prompt).tolist()}) == 3
 
 
+def test_a_piece_is_read_behind_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, whole = model(), Work("prefill", 17).prompt(VOCABULARY)
+    decoder = Decoder(plain(made), whole[:, :12])
+    block = decoder.piece(whole[:, 12:])
+    given: list[mx.array] = []
+
+    def watched(*args: Any, **named: Any) -> mx.array:
+        given.append(made(*args, **named))
+        return given[-1]
+
+    monkeypatch.setattr(decoder, "model", watched)
+    for _ in range(2):
+        block.run()
+        assert mx.allclose(given.pop()[:, -1], made(whole)[:, -1], atol=1e-5)
+        block.undo()
+        assert [entry.offset for entry in decoder.cache] == [12] * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "room", "size"), [(1e9, 999, 512), (1e9, 100, 64), (0, 999, 32)]
+)
+def test_a_piece_is_as_long_as_time_and_room_allow(
+    seconds: float, room: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(works, "PIECE_SECONDS", seconds)
+    decoder = Decoder(plain(model()), WORK.prompt(VOCABULARY))
+    assert decoder.enough_tokens(VOCABULARY, room).shape == (1, size)
+
+
 def test_blocks_are_long_enough_to_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(works, "LEAST_SECONDS", 0.05)
     decoder = Decoder(plain(model()), WORK.prompt(VOCABULARY))
@@ -240,7 +269,7 @@ def test_the_naive_wrapper_steers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    plan = Plan(cases(), contexts=(9,), batches=(1, 3), patience=HASTE)
+    plan = Plan(cases(), contexts=(9, 20), batches=(1, 3), patience=HASTE)
     return run(model(), plan, load_seconds=1.5)
 
 
@@ -248,8 +277,9 @@ def test_a_plan_has_all_cases_once_and_the_main_ones_at_every_context() -> None:
     plan = Plan(cases(), contexts=(9, 20), batches=(1, 3))
     single = [name for name, case in CASES.items() if not case.rows]
     every = ["add-1", "add-10", "project"]
-    expected = [("decode 9", single), ("decode 20", every)]
-    expected += [("prefill 9", single), ("prefill 20", every), ("decode 9 x 3", ["add-1", "rows"])]
+    expected = [("decode 9", single), ("prefill 9", single)]
+    expected += [(w, [name]) for name in every for w in ("decode 20", "prefill behind 20")]
+    expected += [("decode 9 x 3", ["add-1", "rows"])]
     assert [(str(work), [case.name for case in found]) for work, found in plan.works()] == expected
 
 
@@ -257,6 +287,8 @@ def test_a_run_has_every_row(results: Results) -> None:
     single = [name for name, case in CASES.items() if not case.rows]
     expected = [("slow-tap", "decode 16"), ("tiny-wrapped", "decode 16")]
     expected += [(name, f"{kind} 9") for kind in ("decode", "prefill") for name in single]
+    main = [name for name in single if CASES[name].every]
+    expected += [(name, w) for name in main for w in ("decode 20", "prefill behind 20")]
     expected += [("add-1", "decode 9 x 3"), ("rows", "decode 9 x 3")]
     expected += [(name, "decode 9") for name in ("ours", "wrapped-1", "wrapped-4")]
     assert [(row.case, row.work) for row in results.rows] == [*expected, ("capture", "prefill 9")]

@@ -51,7 +51,9 @@ def cells(row: Row) -> list[str]:
         row.base,
         f"{row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}]",
         f"{row.speed:.1f} / {row.base_speed:.1f}",
-        f"{row.seconds:.2f} s" if row.kind == "prefill" and row.case != "capture" else "",
+        f"{row.seconds:.2f} s"
+        if row.kind == "prefill" and not row.behind and row.case != "capture"
+        else "",
         f"{row.peak_gb:.2f} / {row.base_peak_gb:.2f}",
         "" if extra is None else f"{extra:+d}" if extra else "0",
         host,
@@ -85,7 +87,8 @@ def page(results: Results, plots: Sequence[Path] = ()) -> str:
         summary(results) + ".\n",
         "Speed is that of the case over that of its base, interleaved in blocks A B B A in one "
         "process: the ratio of medians with its bootstrap 95% interval. Tokens/s are of the case "
-        "/ its base, all rows together; of a prompt with the time until its first token is there. "
+        "/ its base, all rows together; of a whole prompt with the time until its first token is "
+        "there. Prefill behind a context is a piece of the prompt that follows so many tokens. "
         "Peak is the most memory that MLX held. Nodes are graph nodes of one pass beyond the "
         "base's; host ms is what the host takes to build the graph of a step. A target passes "
         "when the lower end reaches it with an interval no wider than 0.02, and stays open when "

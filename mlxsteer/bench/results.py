@@ -14,14 +14,30 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import MlxsteerError
 
-__all__ = ["SCHEMA", "Results", "Row", "compared", "differences", "read_results"]
+__all__ = [
+    "SCHEMA",
+    "Kind",
+    "Results",
+    "Row",
+    "compared",
+    "differences",
+    "named",
+    "read_results",
+]
 
 SCHEMA = 1
 WIDTH = 0.02  # of an interval that can decide
+
+Kind = Literal["decode", "prefill"]
+
+
+def named(kind: Kind, context: int, batch: int, behind: bool) -> str:
+    """Return a work in words."""
+    return f"{kind} {'behind ' if behind else ''}{context}" + (f" x {batch}" if batch > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -40,13 +56,14 @@ class Row:
         nodes, base_nodes: graph nodes of one pass: a decode step, or a piece of the prompt.
         host_ms, base_host_ms: time of the host to build the graph of a decode step.
         target: what `low` must reach; None when there is none.
+        behind: whether a prefill was of a piece behind the context, not of the whole prompt.
         control: whether the case must come out as slower, or the instrument is blind.
     """
 
     case: str
     base: str
     says: str
-    kind: str
+    kind: Kind
     context: int
     batch: int
     ratio: float
@@ -63,12 +80,13 @@ class Row:
     host_ms: float | None = None
     base_host_ms: float | None = None
     target: float | None = None
+    behind: bool = False
     control: bool = False
 
     @property
     def work(self) -> str:
         """The work in words."""
-        return f"{self.kind} {self.context}" + (f" x {self.batch}" if self.batch > 1 else "")
+        return named(self.kind, self.context, self.batch, self.behind)
 
     @property
     def speed(self) -> float:

@@ -20,13 +20,14 @@ from .cases import Case, captured, plain, steered, vectors
 from .machine import machine
 from .measure import Block, Patience, Ratio, interleaved, nodes
 from .peers import plain_peer, slow_tap, theirs, tiny, wrapped
-from .results import Results, Row
-from .works import CHUNK, Decoder, Kind, Side, Work, read
+from .results import Kind, Results, Row
+from .works import CHUNK, Decoder, Side, Work, read
 
 __all__ = ["Plan", "run"]
 
 TINY = Work("decode", 16)
 STAGE = "comparisons"
+ROOM = 64  # tokens that must fit behind the longest context
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Plan:
         kinds: tuple[Kind, ...] = ("decode", "prefill") if self.prefill else ("decode",)
         single = [case for case in self.cases if not case.rows]
         found: list[tuple[Work, list[Case]]] = []
-        for kind in kinds if 1 in self.batches else ():
-            found.append((Work(kind, first), single))
-            found += [(Work(kind, context), [c for c in single if c.every]) for context in longer]
+        if 1 in self.batches:
+            found += [(Work(kind, first), single) for kind in kinds]
+            for context in longer:  # which is read once for both kinds
+                works = [Work(kind, context, behind=kind == "prefill") for kind in kinds]
+                found += [(work, [case]) for case in single if case.every for work in works]
         for batch in self.batches:
             if batch > 1:
                 both = [case for case in self.cases if case.rows or case.name == "add-1"]
@@ -71,8 +74,7 @@ class Plan:
             UsageError: a context beyond the model's, or nothing to measure.
         """
         longest = getattr(model.args, "max_position_embeddings", None)
-        room = max(self.contexts) + 64
-        if longest is not None and room > longest:
+        if longest is not None and max(self.contexts) + ROOM > longest:
             raise UsageError(
                 f"a context of {max(self.contexts)} is too long: the model holds {longest} tokens "
                 "with those that are written; name shorter ones with --context"
@@ -129,7 +131,7 @@ class _Bench:
         self.model, self.plan = model, plan
         self.vectors = vectors(model)
         self.vocabulary = model.args.vocab_size
-        self.base: tuple[Work, Decoder] | None = None
+        self.read: dict[str, tuple[object, Decoder]] = {}
 
     def jobs(self) -> list[Callable[[], Row]]:
         """Return every comparison; the first ones look whether the instrument can see."""
@@ -162,9 +164,12 @@ class _Bench:
         words = (case.name, "off", case.says)
         if case.target is None:
             self._assert_identical(work, side)
-        if work.kind == "prefill":
+        if work.kind == "prefill" and not work.behind:
             return self._read(words, work, side, plain(self.model), case.target)
-        return self._decoded(words, work, self._decoder(side, work), self._off(work), case.target)
+        both = self._behind(case.name, side, work), self._off(work)
+        if work.kind == "prefill":
+            return self._pieces(words, work, *both, case.target)
+        return self._decoded(words, work, *both, case.target)
 
     def _peers(self) -> list[Callable[[], Row]]:
         work = Work("decode", self.plan.contexts[0])
@@ -190,12 +195,19 @@ class _Bench:
         return [*jobs, capture] if self.plan.prefill else jobs
 
     def _off(self, work: Work) -> Decoder:
-        """Return the plain model behind the work's context, the last one kept."""
-        if self.base is None or self.base[0] != work:
-            self.base = None  # its caches go before others come
+        """Return the plain model behind the work's context."""
+        return self._behind("off", plain(self.model), work)
+
+    def _behind(self, name: str, side: Side, work: Work) -> Decoder:
+        """Return a side behind the work's context, which it has read once if it was the last one:
+        of the base and of what is compared to it, one each is kept."""
+        slot = "off" if name == "off" else "case"
+        key = name, work.context, work.batch
+        if self.read.get(slot, (None,))[0] != key:
+            self.read.pop(slot, None)  # its caches go before others come
             gc.collect()
-            self.base = work, self._decoder(plain(self.model), work)
-        return self.base[1]
+            self.read[slot] = key, self._decoder(side, work)
+        return self.read[slot][1]
 
     def _decoder(self, side: Side, work: Work) -> Decoder:
         return Decoder(side, work.prompt(self.vocabulary))
@@ -237,6 +249,21 @@ class _Bench:
             base_host_ms=round(1e3 * b.host_seconds(), 3),
         )
 
+    def _pieces(
+        self,
+        words: tuple[str, str, str],
+        work: Work,
+        a: Decoder,
+        b: Decoder,
+        target: float | None,
+    ) -> Row:
+        longest = getattr(self.model.args, "max_position_embeddings", None) or 10**9
+        tokens = b.enough_tokens(self.vocabulary, longest - work.context)
+        blocks = a.piece(tokens), b.piece(tokens)
+        ratio = interleaved(*blocks, self.plan.patience)
+        counts = {"nodes": a.nodes(tokens), "base_nodes": b.nodes(tokens)}
+        return _row(words, work, ratio, tokens.size, blocks, target=target, **counts)
+
     def _read(
         self, words: tuple[str, str, str], work: Work, a: Side, b: Side, target: float | None
     ) -> Row:
@@ -267,6 +294,7 @@ def _row(
         kind=work.kind,
         context=work.context,
         batch=work.batch,
+        behind=work.behind,
         ratio=round(ratio.ratio, 4),
         low=round(ratio.low, 4),
         high=round(ratio.high, 4),

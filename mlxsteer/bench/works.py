@@ -1,6 +1,10 @@
-"""The work that is timed: prompts read until their first token is there, and steps of decoding.
+"""The work that is timed: prompts read until their first token is there, pieces of longer ones, and
+steps of decoding.
 
-A block can be run again: what a decode block wrote is trimmed from the cache, or, for caches that
+A long prompt is not timed as a whole: what steering costs there is seen in a piece of it behind the
+rest, in seconds instead of minutes, and so in enough rounds to tell.
+
+A block can be run again: what a block wrote is trimmed from the cache, or, for caches that
 cannot be trimmed, the next block starts from a copy, both outside the clock. Tokens are greedy and
 end tokens are ignored, so that rows are comparable; as in mlx-lm's own loop each step is sent off
 before the one before it has arrived. It knows nothing of steering: a side is a model and a maker of
@@ -11,20 +15,21 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache
 
 from .measure import Block, Patience, host_seconds, interleaved, nodes
+from .results import Kind, named
 
-__all__ = ["CHUNK", "Decoder", "Kind", "Side", "Work", "read"]
+__all__ = ["CHUNK", "Decoder", "Side", "Work", "read"]
 
 CHUNK = 2048  # tokens of a prompt that are read at once, as in mlx-lm
 LEAST_SECONDS = 0.05  # of a block: shorter ones would time the clock and the wait for the device
-
-Kind = Literal["decode", "prefill"]
+PIECE = 512, 32  # the most and the fewest tokens of a piece
+PIECE_SECONDS = 1.0  # that it takes about
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,20 @@ class Work:
     """What is done.
 
     Attributes:
-        kind: `decode` (tokens one by one) or `prefill` (a prompt until its first token is there).
+        kind: `decode` (tokens one by one) or `prefill` (tokens read at once).
         context: tokens of the prompt.
         batch: rows.
+        behind: whether a prefill reads a piece behind the prompt, not the prompt itself until its
+            first token is there.
     """
 
     kind: Kind
     context: int
     batch: int = 1
+    behind: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.context}" + (f" x {self.batch}" if self.batch > 1 else "")
+        return named(self.kind, self.context, self.batch, self.behind)
 
     def prompt(self, vocabulary: int) -> mx.array:
         """Return the same random tokens every time, `[B, T]`; rows differ."""
@@ -78,7 +86,7 @@ def read(side: Side, prompt: mx.array) -> tuple[mx.array, list[Any]]:
 
 
 class Decoder:
-    """Steps of greedy decoding behind a prompt `[B, T]` that one side has read."""
+    """Steps of greedy decoding, or pieces read, behind a prompt `[B, T]` that one side has read."""
 
     def __init__(self, side: Side, prompt: mx.array) -> None:
         self.model = side.model
@@ -101,6 +109,27 @@ class Decoder:
 
         return Block(run, lambda: self._undo(steps))
 
+    def piece(self, tokens: mx.array) -> Block:
+        """Return the work of reading more of the prompt, `[B, P]`, in one pass."""
+
+        def run() -> None:
+            logits = self.model(tokens, cache=self.cache)[:, -1:]
+            mx.eval(logits, [entry.state for entry in self.cache])
+
+        return Block(run, lambda: self._undo(tokens.shape[1]))
+
+    def enough_tokens(self, vocabulary: int, room: int) -> mx.array:
+        """Return a piece that takes about `PIECE_SECONDS` to read and fits in `room`, `[B, P]`."""
+        most, fewest = min(PIECE[0], room), PIECE[1]
+        drawn = np.random.default_rng(1).integers(5, vocabulary, (len(self.token), most))
+        tokens = mx.array(drawn.astype(np.int32))
+        once = self.piece(tokens[:, :fewest])
+        each = interleaved(once, once, Patience(seconds=0)).seconds / fewest
+        count = fewest
+        while 2 * count <= most and 2 * count * each <= PIECE_SECONDS:
+            count *= 2
+        return tokens[:, :count]
+
     def enough_steps(self) -> int:
         """Return how many steps take long enough to be timed."""
         once = self.block(1)
@@ -114,12 +143,13 @@ class Decoder:
         self._undo(1)
         return logits
 
-    def nodes(self) -> int:
-        """Return the graph nodes of one step."""
-        logits = self.model(self.token, cache=self.cache)
+    def nodes(self, tokens: mx.array | None = None) -> int:
+        """Return the graph nodes of one step, or of a piece `[B, P]`."""
+        given = self.token if tokens is None else tokens
+        logits = self.model(given, cache=self.cache)
         count = nodes(logits)
         mx.eval(logits)
-        self._undo(1)
+        self._undo(given.shape[1])
         return count
 
     def host_seconds(self) -> float:
