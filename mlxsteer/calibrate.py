@@ -7,11 +7,13 @@ that gives the budget, in a handful of forward passes.
 Edits that read the stream need no search: at strength 1 and scale 1 a projection removes, a clamp
 holds its target and a cap holds its ceiling. What that costs is measured and recorded.
 
-It knows nothing of how a vector was found, and does not say how strong is too strong.
+With the scale goes the range of strengths in which text holds together (`safe`). It knows nothing
+of how a vector was found.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import mlx.nn as nn
@@ -21,6 +23,8 @@ from .errors import MlxsteerError, UsageError
 from .meter import Meter, search
 from .neutral import Neutral
 from .progress import Progress, silent
+from .prompts import Recipe
+from .safe import safe_range
 from .steering import Steering
 from .vector import Vector
 
@@ -44,18 +48,20 @@ def calibrate(
     *,
     budget: float = BUDGET,
     neutral: Neutral | None = None,
+    recipe: Recipe | None = None,
     progress: Progress = silent,
 ) -> Vector:
     """Return the vector with the scale at which strength 1 costs `budget` nats.
 
     The scale of a vector that projects, clamps or caps becomes 1, and what strength 1 costs is
-    recorded.
+    recorded. So are the strengths between which text holds together, as `safe`.
 
     Args:
         vector: calibrated or not; its scales give the proportions between layers.
         budget: mean KL(unsteered || steered) per response token, nats; of `add` only.
         neutral: text to measure on, to be shared between vectors of one model; None takes what the
             model wrote before or lets it write (`Neutral.kept`).
+        recipe: what asks for the concept in words, under which `safe` reads perplexity.
 
     Raises:
         MlxsteerError: no strength of this vector reaches the budget.
@@ -72,7 +78,8 @@ def calibrate(
         progress(stage, 0, 1)
         record = _cost(model, text, vector)
         progress(stage, 1, 1)
-        return vector.replace(scales=np.ones_like(vector.scales), calibration=record)
+        fixed = vector.replace(scales=np.ones_like(vector.scales), calibration=record)
+        return _with_range(model, tokenizer, fixed, recipe, progress)
 
     def meter(texts: Neutral) -> Callable[[float], float]:
         measure = Meter(model, texts, vector.layers[0])
@@ -99,7 +106,16 @@ def calibrate(
         **_record(text, found.kl, found.factor, vector.scales),
     }
     scales = (vector.scales.astype(np.float64) * found.factor).astype(np.float32)
-    return vector.replace(scales=scales, calibration=record)
+    fixed = vector.replace(scales=scales, calibration=record)
+    return _with_range(model, tokenizer, fixed, recipe, progress)
+
+
+def _with_range(
+    model: nn.Module, tokenizer: Any, vector: Vector, recipe: Recipe | None, progress: Progress
+) -> Vector:
+    """Return a calibrated vector with its safe range in the record."""
+    found = safe_range(model, tokenizer, vector, recipe=recipe, progress=progress)
+    return vector.replace(calibration={**(vector.calibration or {}), "safe": asdict(found)})
 
 
 def _cost(model: nn.Module, text: Neutral, vector: Vector) -> dict[str, Any]:

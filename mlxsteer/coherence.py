@@ -37,12 +37,14 @@ class Coherence:
     loop_rate: float
     distinct_2: float
 
-    def holds(self, baseline: "Coherence") -> bool:
-        """Whether none of the three has broken, against the unsteered answers."""
+    def holds(self, baseline: "Coherence", *, most_perplexity: float = MOST_PERPLEXITY) -> bool:
+        """Whether none of the three has broken, against the unsteered answers, whose perplexity
+        may be multiplied by `most_perplexity`.
+        """
         return (
             self.loop_rate <= baseline.loop_rate + MORE_LOOPS
             and self.distinct_2 >= LEAST_VARIETY * baseline.distinct_2
-            and self.perplexity <= MOST_PERPLEXITY * baseline.perplexity
+            and self.perplexity <= most_perplexity * baseline.perplexity
         )
 
 

@@ -23,8 +23,9 @@ from .methods import check_method, find_rows
 from .metrics import auroc, cohens_d
 from .neutral import ANSWER_TOKENS, MIN_TOKENS, Neutral
 from .progress import Progress, silent
-from .prompts import Pair, pairs_sha256, read_pairs, template_record
+from .prompts import Pair, Recipe, pairs_sha256, read_pairs, template_record
 from .reading import RESPONSE_TOKENS, Read, describe, parse_read, read_sides
+from .safe import PROMPTS, STRENGTHS, TOKENS
 from .vector import OPS, ModelRef, Vector
 
 __all__ = ["default_layers", "defaults", "extract"]
@@ -89,7 +90,7 @@ def extract(
     if not chosen:
         raise UsageError("no layer is named: give one or more, or leave the option out")
     check_places(model, (site,), chosen)
-    pairs, fields = _read(source)
+    pairs, fields, recipe = _read(source)
     readings = read_sides(
         model, tokenizer, pairs, read, response_tokens=response_tokens, progress=progress
     )
@@ -142,7 +143,7 @@ def extract(
     )
     if not calibrate:
         return vector
-    return calibrated(model, tokenizer, vector, neutral=neutral, progress=progress)
+    return calibrated(model, tokenizer, vector, neutral=neutral, recipe=recipe, progress=progress)
 
 
 _OPTIONS = {name: p.default for name, p in inspect.signature(extract).parameters.items()}
@@ -154,23 +155,23 @@ def defaults(n_layers: int) -> dict[str, Any]:
     """
     taken = {k: v for k, v in _OPTIONS.items() if v is not inspect.Parameter.empty}
     taken.pop("progress")
-    unit = [BUDGET, MIN_TOKENS, ANSWER_TOKENS, *neutral_prompts()]
+    unit = [BUDGET, MIN_TOKENS, ANSWER_TOKENS, PROMPTS, TOKENS, *STRENGTHS, *neutral_prompts()]
     return {**taken, "layers": default_layers(n_layers), "unit": unit}
 
 
-def _read(source: Source) -> tuple[list[Pair], dict[str, str]]:
-    """Return the pairs and what their source says about the vector."""
+def _read(source: Source) -> tuple[list[Pair], dict[str, str], Recipe | None]:
+    """Return the pairs, what their source says about the vector, and the recipe if it has one."""
     if isinstance(source, (str, Path)) and Path(source).suffix == ".jsonl":
-        return read_pairs(Path(source)), {"name": Path(source).stem}
+        return read_pairs(Path(source)), {"name": Path(source).stem}, None
     if isinstance(source, (str, Path)):
         source = concept(source)
     if isinstance(source, Concept):
         fields = ("name", "positive", "negative", "license")
-        return source.pairs(), {f: getattr(source, f) for f in fields}
+        return source.pairs(), {f: getattr(source, f) for f in fields}, source.recipe
     pairs = [p if isinstance(p, Pair) else Pair(p["positive"], p["negative"]) for p in source]
     if not pairs:
         raise MlxsteerError("there are no pairs to extract from")
-    return pairs, {}
+    return pairs, {}, None
 
 
 def model_ref(model: nn.Module) -> ModelRef:

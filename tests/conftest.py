@@ -24,6 +24,7 @@ for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOK
     os.environ.pop(_name, None)
 
 import mlxsteer  # noqa: E402, F401
+from mlxsteer.safe import SafeRange  # noqa: E402
 
 settings.register_profile("mlxsteer", database=None, deadline=None, derandomize=True)
 settings.load_profile("mlxsteer")
@@ -111,6 +112,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "smollm2_gguf" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(autouse=True)
+def _one_safe_range(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Leave out the search for the safe range, which is long, where it is not what is tested."""
+    if request.module.__name__ != "test_safe":
+        monkeypatch.setattr(
+            "mlxsteer.calibrate.safe_range", lambda *a, **kw: SafeRange(-3, 3, 8, 20, False)
+        )
 
 
 @pytest.fixture(autouse=True)

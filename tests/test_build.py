@@ -177,6 +177,9 @@ CHANGES: dict[str, Callable[[Vector], Vector]] = {
     "template": lambda v: v.replace(template={**v.template, "sha256": ""}),
     "budget": lambda v: v.replace(calibration={**(v.calibration or {}), "budget": 0.5}),
     "text_sha256": lambda v: v.replace(calibration={**(v.calibration or {}), "text_sha256": "0"}),
+    "calibration, no safe range": lambda v: v.replace(
+        calibration={k: c for k, c in (v.calibration or {}).items() if k != "safe"}
+    ),
     "budget, not calibrated": lambda v: v.replace(calibration=None),
 }
 

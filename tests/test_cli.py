@@ -357,6 +357,18 @@ def test_all_layers_of_a_vector_are_the_vector(cli: Cli, place: Path, made: Path
     assert "not calibrated on some of its layers" in part.notes[-1]
 
 
+def test_a_strength_that_breaks_text_is_told(cli: Cli, place: Path, made: Path) -> None:
+    record = {"kl": 1.0, "tokens": 9, "safe": {"low": -0.5, "high": 2.0}}
+    read_vector(place / "strong.safetensors").replace(calibration=record).save(made)
+    for strength in (-0.5, 0, 1, 2):
+        assert cli("generate", PROMPT, "-n", 1, "-s", f"{made}={strength}").notes == []
+    for strength in (-1, 2.5):
+        (note,) = cli("generate", PROMPT, "-n", 1, "-s", f"{made}={strength}").notes
+        assert note.endswith(
+            f"={strength} is beyond where text was found to hold together, -0.5 to 2"
+        )
+
+
 def test_thinking_is_shown_and_an_answer_waits_for_its_end(
     cli: Cli, place: Path, tmp_path: Path
 ) -> None:
@@ -566,8 +578,9 @@ def test_a_build_for_a_path_is_found_by_its_path(cli: Cli, place: Path, tmp_path
 
 
 WAITING = """
-import time, mlxsteer.build
+import time, mlxsteer.build, mlxsteer.calibrate, mlxsteer.safe
 from mlxsteer.cli import main
+mlxsteer.calibrate.safe_range = lambda *a, **kw: mlxsteer.safe.SafeRange(-3, 3, 8, 20, False)
 real, calls = mlxsteer.build.extract, []
 def extract(*arguments, **options):
     calls.append(1)

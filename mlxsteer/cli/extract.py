@@ -151,6 +151,8 @@ def summary(vector: Any) -> str:
         c = vector.calibration
         does = "" if vector.op == "add" else f"{strength_one(vector)} and "
         meaning = f"strength 1 {does}costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
+        if "safe" in c:
+            meaning += f"; text holds from {c['safe']['low']:g} to {c['safe']['high']:g}"
     first, last = vector.layers[0], vector.layers[-1]
     where = ", ".join(map(str, vector.layers))
     if len(vector.layers) == last - first + 1 > 2:

@@ -194,6 +194,12 @@ def steering_of(
             why = "on some of its layers" if left_out else "(mlxsteer calibrate does that)"
             does = strength_one(found)
             log.info("%r is not calibrated %s: strength 1 %s", found.name, why, does)
+        safe = (found.calibration or {}).get("safe")
+        if safe is not None and not safe["low"] <= strength <= safe["high"]:
+            log.warning(
+                "%s=%g is beyond where text was found to hold together, %g to %g",
+                *(found.name, strength, safe["low"], safe["high"]),
+            )
         pairs.append((found, strength))
     return Steering(*pairs, **how)
 

@@ -1,0 +1,141 @@
+"""How strong is too strong: the strengths between which text still holds together.
+
+The model answers neutral prompts at several strengths in one batch, greedily, and each strength is
+held against the unsteered answers by `coherence`. Perplexity is read under the model that was asked
+for the pole in words. A vector that comes without words is read under the plain model, where the
+concept itself costs likelihood, and may cost twice as many nats.
+
+Strengths 1 and 2 of both poles are tried first, then what lies between the last that held and the
+first that did not: `STRENGTHS` are all that a range can end at. It knows nothing of calibration and
+effects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from .answers import Written, log_probs, write
+from .coherence import MOST_PERPLEXITY, Coherence, coherence
+from .errors import UsageError
+from .library import neutral_prompts
+from .progress import Progress, silent
+from .prompts import Recipe, Side
+from .state import OFF
+from .steering import Steering
+from .vector import Vector
+
+__all__ = ["STRENGTHS", "SafeRange", "safe_range"]
+
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
+FIRST = (1.0, 2.0)
+PROMPTS = 8
+TOKENS = 20
+
+
+@dataclass(frozen=True)
+class SafeRange:
+    """The strengths between which text holds together, 0 where even the weakest breaks it.
+
+    Attributes:
+        low: of the negative pole, at most 0; `high`: of the positive one.
+        prompts, tokens: how many answers of how many tokens were written at each strength.
+        asked: whether perplexity was read under the model that was asked in words.
+    """
+
+    low: float
+    high: float
+    prompts: int
+    tokens: int
+    asked: bool
+
+
+def safe_range(
+    model: nn.Module,
+    tokenizer: Any,
+    vector: Vector,
+    *,
+    recipe: Recipe | None = None,
+    progress: Progress = silent,
+) -> SafeRange:
+    """Return the strengths of a vector between which text holds together.
+
+    Args:
+        recipe: what asks for either pole in words; None reads perplexity under the plain model.
+    """
+    texts = neutral_prompts()
+    picked = np.linspace(0, len(texts) - 1, min(PROMPTS, len(texts))).astype(int)
+    ask = _Answers(model, tokenizer, vector, [texts[i] for i in picked], recipe, progress)
+    held: dict[float, bool] = ask([sign * s for sign in (1, -1) for s in FIRST])
+    held |= ask([sign * between(held, sign) for sign in (1, -1)])
+    low, high = (max([0.0, *(s for s in STRENGTHS if held.get(sign * s))]) for sign in (-1, 1))
+    return SafeRange(-low or 0.0, high, len(picked), TOKENS, recipe is not None)
+
+
+def between(held: dict[float, bool], sign: int) -> float:
+    """Return which strength of a pole to try next, given whether those of `FIRST` held."""
+    weaker, stronger = FIRST
+    if not held[sign * weaker]:
+        return min(STRENGTHS)
+    return max(STRENGTHS) if held[sign * stronger] else 1.5
+
+
+class _Answers:
+    """What a model answers at strengths, held against what it answers without steering."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        vector: Vector,
+        prompts: Sequence[str],
+        recipe: Recipe | None,
+        progress: Progress,
+    ) -> None:
+        self.model, self.tokenizer, self.vector = model, tokenizer, vector
+        self.prompts, self.recipe, self.progress = prompts, recipe, progress
+        self.plain: list[Written] = []
+        self.baselines: dict[bool, Coherence] = {}
+
+    def __call__(self, strengths: Sequence[float]) -> dict[float, bool]:
+        """Return whether the text holds at each strength."""
+        new = [] if self.plain else [0.0]
+        try:
+            rows = self._write([*new, *strengths])
+        except UsageError:  # some strength gives no numbers
+            if len(strengths) > 1:
+                return {s: held for one in strengths for s, held in self([one]).items()}
+            return {strengths[0]: False}
+        if new:
+            self.plain = rows.pop(0)
+        return {s: self._holds(s, row) for s, row in zip(strengths, rows, strict=True)}
+
+    def _write(self, strengths: Sequence[float]) -> list[list[Written]]:
+        wanted = [
+            (prompt, Steering((self.vector, strength)) if strength else OFF)
+            for strength in strengths
+            for prompt in self.prompts
+        ]
+        stage, n = f"writing with {self.vector.name}", len(self.prompts)
+        found = write(
+            self.model, self.tokenizer, wanted, TOKENS, progress=self.progress, stage=stage
+        )
+        return [found[i * n : (i + 1) * n] for i in range(len(strengths))]
+
+    def _holds(self, strength: float, answers: Sequence[Written]) -> bool:
+        positive = strength > 0
+        if positive not in self.baselines:
+            self.baselines[positive] = self._coherence(positive, self.plain)
+        most = MOST_PERPLEXITY**2 if self.recipe is None else MOST_PERPLEXITY
+        found = self._coherence(positive, answers)
+        return found.holds(self.baselines[positive], most_perplexity=most)
+
+    def _coherence(self, positive: bool, answers: Sequence[Written]) -> Coherence:
+        sides: list[Side] = list(self.prompts)
+        if self.recipe is not None:
+            said = self.recipe.positive if positive else self.recipe.negative
+            sides = [self.recipe.side(prompt, said) for prompt in self.prompts]
+        read = log_probs(self.model, self.tokenizer, sides, answers)
+        return coherence([one.tokens for one in answers], read)
