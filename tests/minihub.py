@@ -1,6 +1,6 @@
 """A small Hub in a process of its own: what huggingface_hub 2.4 pushes to and pulls from.
 
-    with hub(monkeypatch, tmp_path) as server: ...
+    with started("lfs") as server: ...
 
 It knows repositories, commits, branches, tags, pull requests, LFS and xet uploads, searches,
 collections, private and gated repositories. `server.do(...)` looks into it and breaks it. Xet needs
@@ -28,14 +28,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml  # type: ignore[import-untyped]
 
 LARGE = (".safetensors", ".gguf", ".npz", ".pt", ".png")  # what a new repository sends to LFS
-TOKEN, USER = "hf_test", "alice"
+TOKEN = "hf_test"
 
 
 class State:
     """All that the server holds; `blobs` are LFS uploads by sha256."""
 
-    def __init__(self, mode: str, xet: str) -> None:
-        self.mode, self.xet = mode, xet
+    def __init__(self, mode: str, xet: str, user: str) -> None:
+        self.mode, self.xet, self.user = mode, xet, user
         self.repos: dict[str, Any] = {}
         self.blobs: dict[str, bytes] = {}
         self.collections: dict[str, Any] = {}
@@ -89,6 +89,10 @@ class State:
         if verb == "set":
             for key, value in words.items():
                 setattr(self, key, value)
+            return None
+        if verb == "tag":
+            repo = self.repos[words["repo"]]
+            repo["tags"][words["tag"]] = self.resolve(repo, "main")["sha"]
             return None
         if verb == "repo":
             repo = self.repos.get(words["repo"])
@@ -240,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             if not self.signed:
                 return self.unsigned()
-            return self.send(200, {"type": "user", "name": USER, "orgs": [], "auth": {}})
+            return self.send(200, {"type": "user", "name": state.user, "orgs": [], "auth": {}})
         if path == "/api/models" and method == "GET":
             return self.models()
         if lfs := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
@@ -255,8 +259,8 @@ class Handler(BaseHTTPRequestHandler):
                 200 if len(state.blobs.get(asked["oid"], b"")) == asked["size"] else 404
             )
         if path == "/api/repos/create":
-            name = f"{asked.get('organization') or USER}/{asked['name']}"
-            if asked.get("organization") not in (None, USER):
+            name = f"{asked.get('organization') or state.user}/{asked['name']}"
+            if asked.get("organization") not in (None, state.user):
                 return self.refuse(403, "", "You don't have the rights to create a model here")
             if name in state.repos:
                 return self.send(409, {"error": "it exists", "url": f"{base}/{name}"})
@@ -453,9 +457,9 @@ class Server:
 
 
 @contextmanager
-def started(mode: str = "lfs", xet: str = "") -> Iterator[Server]:
-    """A Hub that runs as long as the block."""
-    command = [sys.executable, __file__, mode, xet]
+def started(mode: str = "lfs", xet: str = "", user: str = "alice") -> Iterator[Server]:
+    """A Hub that runs as long as the block; `user` is whom TOKEN belongs to."""
+    command = [sys.executable, __file__, mode, xet, user]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
