@@ -143,6 +143,11 @@ def stream_generate(
     """
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
+    if "prompt_cache" in options:
+        raise UsageError(
+            "this reads every prompt anew: give mlx_lm.stream_generate a Steered(model) and "
+            "prompt_cache=reuse(cache, steering, ...) of mlxsteer.prompt_cache"
+        )
     tokens = encode(model, tokenizer, prompt, raw=raw, system=system, thinking=thinking)
     steered = Steered(model)
     cache = steered.make_cache(steering, len(tokens), think_end(tokenizer))

@@ -86,6 +86,11 @@ def test_max_tokens_below_one() -> None:
             next(iter(stream))
 
 
+def test_a_prompt_cache_is_for_mlx_lms_own_loop() -> None:
+    with pytest.raises(UsageError, match=r"mlx_lm.stream_generate a Steered.*reuse"):
+        generate(tiny(), tokenizer(), "why", prompt_cache=[])
+
+
 def test_every_end_token_ends() -> None:
     model, words = tiny(), tokenizer()
     full = [r.token for r in stream_generate(model, words, "why", max_tokens=12)]

@@ -91,8 +91,8 @@ def command(
 ) -> None:
     """Write the model's answer to PROMPT ("-" reads it from stdin).
 
-    A concept that has no vector for the model yet is extracted first, once. The thinking of a model
-    that thinks is dimmed on a terminal, and "thinking" beside "text" in the JSON lines of --prompts.
+    A concept that has no vector for the model yet is extracted first, once. What a model
+    thinks is dimmed on a terminal; in the JSON lines of --prompts it is "thinking" beside "text".
 
     \b
     Examples:
