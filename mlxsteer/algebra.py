@@ -32,7 +32,10 @@ def total(a: "Vector", b: "Vector", sign: int) -> "Vector":
     fits["model"] = a.model is None or b.model is None or a.model.same_model(b.model)
     for key in (key for key, fit in fits.items() if not fit):
         one, other = (f"{brief(v.name)} ({key} {getattr(v, key)})" for v in (a, b))
-        raise MlxsteerError(f"{one} and {other} have no sum: steer with both, each at its strength")
+        way = "steer with both, each at its strength"
+        if key in ("hidden_size", "model"):
+            way = "extract both on one model"
+        raise MlxsteerError(f"{one} and {other} have no sum: {way}")
     layers = sorted({*a.layers, *b.layers}) or [0]
     parts = np.zeros((2, len(layers), a.hidden_size))
     for part, v in zip(parts, (a, b), strict=True):

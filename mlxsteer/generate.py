@@ -75,6 +75,7 @@ def encode(
     *,
     raw: bool = False,
     system: str | None = None,
+    thinking: bool | None = None,
 ) -> list[int]:
     """Return the token ids of a prompt.
 
@@ -82,6 +83,7 @@ def encode(
         prompt: text, chat messages, or token ids (taken as they are).
         raw: the text as it stands, without the chat template.
         system: a system message put before the text.
+        thinking: whether the chat template asks for it; None is yes, for a model that can.
 
     Raises:
         UsageError: nothing to read, or more than the model's context holds.
@@ -91,8 +93,8 @@ def encode(
     if not isinstance(prompt, str) and isinstance(prompt[0], int):
         tokens: list[int] = [t for t in prompt if isinstance(t, int)]
     elif raw:
-        if not isinstance(prompt, str) or system is not None:
-            raise UsageError("a raw prompt is a text without a system message")
+        if not isinstance(prompt, str) or system is not None or thinking is not None:
+            raise UsageError("a raw prompt is a text without a system message or thinking mode")
         tokens = list(tokenizer.encode(prompt))
     else:
         messages: Any = prompt
@@ -100,7 +102,7 @@ def encode(
             messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        tokens = render(tokenizer, messages)
+        tokens = render(tokenizer, messages, thinking=thinking)
     if not tokens:
         raise UsageError("the prompt is empty")
     check_length(tokens, getattr(model.args, "max_position_embeddings", None), "the prompt")
@@ -122,6 +124,7 @@ def stream_generate(
     sampling: Sampling = Sampling(),
     raw: bool = False,
     system: str | None = None,
+    thinking: bool | None = None,
     **options: Any,
 ) -> Iterator[GenerationResponse]:
     """Yield mlx-lm's `GenerationResponse` per token: `.text`, `.token`, `.generation_tps`, ...
@@ -130,6 +133,7 @@ def stream_generate(
         steering: what to steer with; a `Live` may be changed while the generator runs.
         max_tokens: the most tokens to write.
         sampling: how tokens are chosen.
+        raw, system, thinking: as for `encode`.
         options: passed on to mlx-lm's `generate_step` (`logits_processors`, `prefill_step_size`,
             ...).
 
@@ -139,7 +143,12 @@ def stream_generate(
     """
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}: use 1 or more")
-    tokens = encode(model, tokenizer, prompt, raw=raw, system=system)
+    if "prompt_cache" in options:
+        raise UsageError(
+            "this reads every prompt anew: give mlx_lm.stream_generate a Steered(model) and "
+            "prompt_cache=reuse(cache, steering, ...) of mlxsteer.prompt_cache"
+        )
+    tokens = encode(model, tokenizer, prompt, raw=raw, system=system, thinking=thinking)
     steered = Steered(model)
     cache = steered.make_cache(steering, len(tokens), think_end(tokenizer))
     for written in mlx_stream_generate(
@@ -215,18 +224,24 @@ def generate_many(
     steering: Steering | Sequence[Steering | None] | None = None,
     progress: Progress = silent,
     **options: Any,
-) -> list[str]:
-    """Return the answers to many prompts, in their order; arguments as in `generate_batch`."""
+) -> Iterator[str]:
+    """Yield the answers to many prompts in their order, each once those before it are there.
+
+    Arguments as in `generate_batch`.
+    """
     rows: list[list[int]] = [[] for _ in prompts]
-    done = 0
+    ended: set[int] = set()
+    first = 0
     progress("writing answers", 0, len(rows))
-    for row, token, ended in _answers(model, tokenizer, prompts, steering, **options):
+    for row, token, ends in _answers(model, tokenizer, prompts, steering, **options):
         if token is not None:
             rows[row].append(token)
-        if ended:
-            done += 1
-            progress("writing answers", done, len(rows))
-    return [tokenizer.decode(row) for row in rows]
+        if ends:
+            ended.add(row)
+            progress("writing answers", len(ended), len(rows))
+        while first in ended:
+            yield tokenizer.decode(rows[first])
+            first += 1
 
 
 def _answers(

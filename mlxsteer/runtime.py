@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .errors import MlxsteerError
+from .errors import MlxsteerError, UsageError
 from .state import OFF, Live, Row, SteeringState
 from .steering import Steering
 from .taps import check_site
+from .values import brief
 
 __all__ = ["Live", "Steered", "SteeringState", "check_steering"]
 
@@ -103,6 +104,8 @@ class Steered(nn.Module):
         live = self._live if steering is None else steering
         if isinstance(live, Steering):
             live = Live(live)
+        if not isinstance(live, Live):
+            raise UsageError(f"{brief(steering)} is no steering: use Steering((vector, 1.0))")
         check_steering(self.model, live.steering)
         return [*self.model.make_cache(), SteeringState([Row(live, prompt_length, think_end)])]
 

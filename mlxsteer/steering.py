@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .errors import UsageError
+from .errors import MlxsteerError, UsageError
+from .values import brief
 from .vector import Vector
 
 __all__ = ["CONSTANT", "Acting", "Phase", "Schedule", "Steering", "Term", "Weights"]
@@ -189,7 +190,9 @@ class Steering:
         keep_norm: give every token the norm back that it had before the edits of a place.
 
     Raises:
-        UsageError: a strength that is no finite number, an unknown phase or schedule.
+        UsageError: no such pairs, a strength that is no finite number, an unknown phase or
+            schedule.
+        MlxsteerError: vectors of different models.
     """
 
     terms: tuple[Term, ...]
@@ -205,14 +208,17 @@ class Steering:
         chosen = None if phase is None else Phase.parse(phase)
         along = Schedule.parse(schedule)
         terms = []
-        for vector, strength in pairs:
+        for pair in pairs:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Vector)):
+                raise UsageError(f"{brief(pair)} is no pair: use Steering((vector, 1.0), ...)")
+            vector, strength = pair
             if isinstance(strength, bool) or not isinstance(strength, (int, float)):
                 raise UsageError(f"strength of {vector.name!r} is {strength!r}: use a number")
             if not math.isfinite(strength):
                 raise UsageError(f"strength of {vector.name!r} is {strength}: use a finite number")
             when = chosen or Phase.parse(vector.phase)
             terms.append(Term(vector, float(strength), when, along))
-        object.__setattr__(self, "terms", tuple(terms))
+        object.__setattr__(self, "terms", _of_one_model(terms))
         object.__setattr__(self, "keep_norm", keep_norm)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Steering":
@@ -235,6 +241,7 @@ class Steering:
 
         Raises:
             UsageError: one keeps norms and the other does not.
+            MlxsteerError: their vectors are of different models.
         """
         if self.terms and other.terms and self.keep_norm != other.keep_norm:
             raise UsageError("one steering keeps norms and the other does not: choose for both")
@@ -250,7 +257,7 @@ class Steering:
     @classmethod
     def _of(cls, terms: Iterable[Term], keep_norm: bool) -> "Steering":
         steering = cls(keep_norm=keep_norm)
-        object.__setattr__(steering, "terms", tuple(terms))
+        object.__setattr__(steering, "terms", _of_one_model(terms))
         return steering
 
     @property
@@ -267,3 +274,17 @@ class Steering:
                 in_answer = t.phase.name == "answer"
                 found.append(Acting(t.vector, t.strength, weights, in_answer, self.keep_norm))
         return tuple(found)
+
+
+def _of_one_model(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Return the terms, whose vectors belong together as far as they say where they are from."""
+    found = tuple(terms)
+    known = [t.vector for t in found if t.vector.model is not None and not t.vector.is_zero]
+    for vector in known[1:]:
+        first, model = known[0].model, vector.model
+        if first is not None and model is not None and not first.same_model(model):
+            raise MlxsteerError(
+                f"{known[0].name!r} is from {first}, {vector.name!r} from {model}: "
+                "extract both on one model"
+            )
+    return found

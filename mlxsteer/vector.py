@@ -119,8 +119,12 @@ class Vector:
         if self.model is not None and not isinstance(self.model, ModelRef):
             raise MlxsteerError(f"model is {brief(self.model)}: use a ModelRef or None")
         if (self.targets is not None) != (self.op in _TARGETED):
-            needs = "needs a target per layer" if self.op in _TARGETED else "takes no target"
-            raise MlxsteerError(f"op {self.op} {needs}: {' and '.join(_TARGETED)} have one")
+            if self.op in _TARGETED:
+                raise MlxsteerError(
+                    f"op {self.op} needs a target per layer: give targets, or let extract with "
+                    "this op measure them"
+                )
+            raise MlxsteerError(f"op {self.op} takes no target: {' and '.join(_TARGETED)} have one")
         if (self.encoders is None) != (self.encoder_biases is None):
             raise MlxsteerError("encoders and encoder_biases belong together: give both or neither")
         if self.encoders is not None and self.op == "add":

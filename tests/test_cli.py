@@ -369,25 +369,99 @@ def test_a_strength_that_breaks_text_is_told(cli: Cli, place: Path, made: Path) 
         )
 
 
-def test_thinking_is_shown_and_an_answer_waits_for_its_end(
-    cli: Cli, place: Path, tmp_path: Path
-) -> None:
-    hot = ("--temp", 2, "--seed", 1)
-    words = written(cli, *hot).split()
-    opened, closed = [word for word in dict.fromkeys(words) if re.fullmatch(r"w\d+", word)][1:3]
+THOUGHT_OUT = ("--temp", 2, "--seed", 1)
+
+
+def thinking_model(place: Path, folder: Path, words: list[str]) -> tuple[Path, list[str]]:
+    """The tiny model with two of its `words` as marks of thinking, and the words with these."""
+    opened, closed = [word for word in dict.fromkeys(words) if re.fullmatch(r"w\d+", word)][1:4:2]
     marks = {opened: "<think>", closed: "</think>"}
-    folder = shutil.copytree(place / "tiny", tmp_path / "thinker")
+    shutil.copytree(place / "tiny", folder)
     renamed = (folder / "tokenizer.json").read_text()
     for word, mark in marks.items():
         renamed = renamed.replace(f'"{word}"', f'"{mark}"')
     (folder / "tokenizer.json").write_text(renamed)
-    plain = [marks.get(word, word) for word in words]
+    return folder, [marks.get(word, word) for word in words]
+
+
+@pytest.fixture
+def thinker(cli: Cli, place: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A model that thinks, and what it writes unsteered."""
+    return thinking_model(place, tmp_path / "thinker", written(cli, *THOUGHT_OUT).split())
+
+
+def test_thinking_is_shown_and_an_answer_waits_for_its_end(
+    cli: Cli, thinker: tuple[Path, list[str]]
+) -> None:
+    folder, plain = thinker
     end = plain.index("</think>") + 1
-    assert written(cli, "-m", folder, *hot).split() == plain
-    steered = written(cli, "-m", folder, *hot, *STRONG, "--phase", "answer").split()
+    assert written(cli, "-m", folder, *THOUGHT_OUT).split() == plain
+    answer = (*STRONG, "--phase", "answer")
+    ran = cli("generate", PROMPT, *SHORT, "-m", folder, *THOUGHT_OUT, *answer)
+    steered = ran.out.split()
     assert steered[:end] == plain[:end]
     assert steered[end:] != plain[end:]
-    assert written(cli, "-m", folder, *hot, *STRONG).split()[:end] != plain[:end]
+    assert "did not steer" not in " ".join(ran.notes)
+    assert written(cli, "-m", folder, *THOUGHT_OUT, *STRONG).split()[:end] != plain[:end]
+    short = cli("generate", PROMPT, "-n", end - 1, "-m", folder, *THOUGHT_OUT, *answer)
+    assert short.out.split() == plain[: end - 1]
+    assert "phase answer did not steer 1 of 1" in short.notes[-1]
+
+
+def test_thinking_is_hidden_on_request(cli: Cli, thinker: tuple[Path, list[str]]) -> None:
+    folder, plain = thinker
+    start, end = plain.index("<think>"), plain.index("</think>") + 1
+    answer = [*plain[:start], *plain[end:]]
+    words = ("-m", folder, *THOUGHT_OUT)
+    assert written(cli, *words, "--hide-thinking").split() == answer
+    pair = cli("generate", PROMPT, *SHORT, *words, *STRONG, "--compare", "--hide-thinking")
+    assert cells(pair.out)[0] == ["unsteered", *answer]
+    shown = cli("generate", PROMPT, *SHORT, *words, *STRONG, "--compare")
+    assert cells(shown.out)[0] == ["unsteered", *plain]
+    short = cli("generate", PROMPT, "-n", end - 1, *words, "--hide-thinking")
+    assert short.out.split() == plain[:start]
+    assert "1 of 1 still thinking" in short.notes[-1]
+
+
+def test_thinking_is_dim_on_a_terminal(
+    cli: Cli, thinker: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, plain = thinker
+    monkeypatch.setattr("click._compat.should_strip_ansi", lambda *a: False)
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *a: False)
+    out = written(cli, "-m", folder, *THOUGHT_OUT)
+    dim = "".join(re.findall(r"\x1b\[2m(.*?)\x1b\[0m", out)).split()
+    assert dim == plain[plain.index("<think>") : plain.index("</think>") + 1]
+    assert click.unstyle(out).split() == plain
+
+
+def test_thinking_in_many_answers(cli: Cli, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text(PROMPT)
+    words: tuple[object, ...] = ("generate", "--prompts", tmp_path / "asked.txt", *SHORT)
+    words += THOUGHT_OUT
+    text = json.loads(cli(*words).out)["text"]
+    folder, plain = thinking_model(place, tmp_path / "thinker", text.split())
+    start, end = plain.index("<think>"), plain.index("</think>")
+    words += ("-m", folder)
+    shown = json.loads(cli(*words).out)
+    assert shown["thinking"].split() == plain[start + 1 : end]
+    assert shown["text"].split() == [*plain[:start], *plain[end + 1 :]]
+    hidden = json.loads(cli(*words, "--hide-thinking").out)
+    assert hidden == {"prompt": PROMPT, "text": shown["text"]}
+
+
+def test_a_template_is_asked_for_no_thinking(cli: Cli, thinker: tuple[Path, list[str]]) -> None:
+    folder, plain = thinker
+    asked = ("generate", PROMPT, *SHORT, "-m", folder)
+    refused(cli(*asked, "--no-thinking"), 2, "--no-thinking", "--hide-thinking")
+    template = folder / "chat_template.jinja"
+    closes = "{% if not enable_thinking %} <think> </think> now{% endif %}"
+    template.write_text(template.read_text() + closes)
+    assert written(cli, "-m", folder, *THOUGHT_OUT).split() == plain
+    none = ("-m", folder, "--no-thinking")
+    steered = [written(cli, *none, *STRONG, "--phase", p) for p in ("answer", "response")]
+    assert steered[0] == steered[1] != written(cli, *none)
+    assert written(cli, "--no-thinking") == written(cli)  # it does not think anyway
 
 
 def test_many_prompts(cli: Cli, place: Path, tmp_path: Path) -> None:
@@ -405,6 +479,34 @@ def test_many_prompts(cli: Cli, place: Path, tmp_path: Path) -> None:
             a["text"] for a in answers
         ]
         assert "messages" in again.out
+
+
+def test_answers_are_kept_when_a_later_one_fails(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the midst of the second batch: each answer is written once it is there."""
+    from mlxsteer.generate import BATCH, _answers
+
+    asked = [f"w{i}" for i in range(BATCH + 3)]
+    (tmp_path / "asked.txt").write_text("\n".join(asked))
+    words = ("generate", "--prompts", tmp_path / "asked.txt", "-n", 3)
+    whole = cli(*words).out
+
+    def broken_off(*given: object, **options: object) -> Iterator[tuple[int, int | None, bool]]:
+        ended = 0
+        for row in _answers(*given, **options):  # type: ignore[arg-type]
+            yield row
+            ended += row[2]
+            if ended == BATCH + 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["mlxsteer.generate"], "_answers", broken_off)
+    ran = cli(*words)
+    assert (ran.code, ran.err) == (130, ["interrupted"])
+    lines = [json.loads(line)["prompt"] for line in ran.out.splitlines()]
+    assert 0 < len(lines) < len(asked)
+    assert lines == asked[: len(lines)]
+    assert whole.startswith(ran.out)
 
 
 def test_sampling(cli: Cli) -> None:
@@ -844,6 +946,7 @@ BEFORE_LOADING = [
     ([*GENERATE, "--phase", "all"], 2, ["--phase", "-s NAME=STRENGTH"]),
     ([*GENERATE, "--compare"], 2, ["--compare", "-s NAME=STRENGTH"]),
     ([*GENERATE, "--raw", "--system", "be short"], 2, ["--raw", "--system"]),
+    ([*GENERATE, "--raw", "--no-thinking"], 2, ["--raw", "--no-thinking"]),
     ([*GENERATE, "--top-p", 0.9], 2, ["--top-p", "--temp"]),
     ([*GENERATE, "--temp", "nan"], 2, ["temp nan"]),
     ([*GENERATE, "--temp", -1], 2, ["temp -1"]),

@@ -86,6 +86,11 @@ def test_max_tokens_below_one() -> None:
             next(iter(stream))
 
 
+def test_a_prompt_cache_is_for_mlx_lms_own_loop() -> None:
+    with pytest.raises(UsageError, match=r"mlx_lm.stream_generate a Steered.*reuse"):
+        generate(tiny(), tokenizer(), "why", prompt_cache=[])
+
+
 def test_every_end_token_ends() -> None:
     model, words = tiny(), tokenizer()
     full = [r.token for r in stream_generate(model, words, "why", max_tokens=12)]
@@ -136,21 +141,23 @@ def test_more_prompts_than_rows_keep_their_order_and_their_steering() -> None:
     prompts = [[3 + i % 40, 5, 6 + i % 7][: 1 + i % 3] for i in range(BATCH + 9)]
     each = [None if i % 3 else STRONG for i in range(len(prompts))]
     seen: list[tuple[str, int, int]] = []
-    got = generate_many(
-        model,
-        words,
-        prompts,
-        steering=each,
-        max_tokens=4,
-        progress=lambda *step: seen.append(step),
+    got = list(
+        generate_many(
+            model,
+            words,
+            prompts,
+            steering=each,
+            max_tokens=4,
+            progress=lambda *step: seen.append(step),
+        )
     )
     for i in (0, 1, BATCH - 1, BATCH, BATCH + 8):
         alone = generate_many(model, words, [prompts[i]], steering=each[i], max_tokens=4)
-        assert [got[i]] == alone
+        assert got[i] == next(alone)
     assert seen[0] == ("writing answers", 0, len(prompts))
     assert seen[-1] == ("writing answers", len(prompts), len(prompts))
     other = generate_many(model, words, [prompts[0]], max_tokens=4)
-    assert [got[0]] != other
+    assert got[0] != next(other)
 
 
 def test_forward_gives_float32_logits_of_one_or_many_rows() -> None:

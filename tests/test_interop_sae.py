@@ -232,7 +232,7 @@ def test_gemma_scope(tmp_path: Path) -> None:
 def test_gemma_scope_in_any_folder_needs_its_layer(tmp_path: Path) -> None:
     arrays: Any = coder()
     np.savez(tmp_path / "params.npz", **arrays)
-    with pytest.raises(UsageError, match="neither the file nor its folder says the layer: give it"):
+    with pytest.raises(UsageError, match=r"says the layer: give it \(--layer 12\)"):
         read_sae(tmp_path / "params.npz", 0)
     found = load_vector(tmp_path / "params.npz", feature=0, layer=12)
     assert (found.layers, found.site) == ((12,), "resid_post")
@@ -357,9 +357,9 @@ def test_an_activation_that_is_no_relu_is_refused(tmp_path: Path, config: Any, w
         ({"feature": 1.0}, "feature is 1.0: use a number"),
         ({"feature": "1"}, "feature is '1': use a number"),
         ({"op": "x"}, "unknown op 'x': use add, project, clamp, cap"),
-        ({"op": "clamp"}, "op clamp needs a target"),
+        ({"op": "clamp"}, r"op clamp needs a target: give one \(--target 8\)"),
         ({"op": "cap"}, "op cap needs a target"),
-        ({"op": "add", "target": 1.0}, "op add takes no target"),
+        ({"op": "add", "target": 1.0}, "op add takes no target: leave it out"),
         ({"op": "project", "target": 0.0}, "op project takes no target"),
         ({"op": "clamp", "target": float("nan")}, "target is nan"),
         ({"op": "cap", "target": -1.0}, "cap it at a target from 0"),

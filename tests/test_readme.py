@@ -5,14 +5,22 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from minihub import TOKEN, started
+from tiny import tiny, tokenizer, vector
+
+from mlxsteer import Steered, Steering, forward, generate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+BLOCKS = [
+    (kind, textwrap.dedent(text))
+    for kind, text in re.findall(r"^ *```(\w+)\n(.*?)```", README, re.S | re.M)
+]
 COMMANDS = [
     line.split("  #")[0]
     for kind, text in BLOCKS
@@ -61,6 +69,39 @@ def test_the_commands_run(tmp_path: Path) -> None:
 def test_the_code_runs() -> None:
     code = next(text for kind, text in BLOCKS if kind == "python")
     assert len(run("-c", code, cwd=ROOT).split()) > 5
+
+
+def sketch(word: str) -> str:
+    """The piece of code in the lists that has a word."""
+    return next(text for kind, text in BLOCKS if kind == "py" and word in text)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_patching_into_the_same_and_into_another_model(same: bool) -> None:
+    """Layer 12, position 7: what comes before is the other run's own, what follows is not."""
+    model = tiny(num_hidden_layers=14)
+    other = model if same else tiny(num_hidden_layers=14, seed=1)
+    clean, corrupted = list(range(5, 15)), [5, 6, 7, 60, *range(9, 15)]
+    names = {"forward": forward, "model": model, "other": other}
+    names |= {"clean": clean, "corrupted": corrupted}
+    exec(sketch("patching("), names)
+    plain, patched = forward(other, corrupted), names["logits"]
+    assert mx.array_equal(patched[:7], plain[:7])
+    assert not mx.allclose(patched[7:], plain[7:], atol=1e-3)
+
+
+def test_a_prompt_cache_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, words = tiny(), tokenizer()
+    start, rest = [5, 6, 7, 8, 9], [10, 11]
+    both = Steering((vector((1, 2), scale=20.0), 1.0), phase="response")
+    names = {"model": model, "tokenizer": words, "Steered": Steered, "both": both}
+    exec(sketch("reuse("), {**names, "start": start, "rest": rest})
+    told = capsys.readouterr().out
+    assert told == generate(model, words, [*start, *rest], steering=both, max_tokens=40)
+    assert told != generate(model, words, [*start, *rest], max_tokens=40)
 
 
 def test_no_link_is_dead() -> None:

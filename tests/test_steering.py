@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
-from tiny import DTYPES, LAYERS, WIDTH, direction, nodes, tiny, vector
+from tiny import DTYPES, LAYERS, WIDTH, direction, nodes, ref, tiny, vector
 
 from mlxsteer.capture import capturing
 from mlxsteer.errors import MlxsteerError, UsageError
@@ -291,3 +291,25 @@ def test_a_foreign_vector_is_refused() -> None:
     model = tiny(hidden_size=32, head_dim=8)
     with pytest.raises(MlxsteerError, match="width"):
         forward(model, [1, 2], steering=Steering((vector(), 1.0)))
+
+
+@pytest.mark.parametrize(
+    "pairs", [(vector(),), ([(vector(), 1.0)],), (("joyful", 1.0),), ((1.0, vector()),)]
+)
+def test_what_is_no_pair_is_refused(pairs) -> None:
+    with pytest.raises(UsageError, match=r"is no pair: use Steering\(\(vector, 1.0\), ...\)"):
+        Steering(*pairs)
+    with pytest.raises(UsageError, match=r"is no steering: use Steering\(\(vector, 1.0\)\)"):
+        Steered(tiny()).make_cache(pairs[0])
+
+
+def test_vectors_of_different_models_are_refused() -> None:
+    other = vector(name="other").replace(model=ref(repo="tiny/other"))
+    packed = vector().replace(model=ref(quantization="4bit"))
+    unknown = vector().replace(model=None)
+    said = "'v0' is from tiny/random, 'other' from tiny/other: extract both on one model"
+    with pytest.raises(MlxsteerError, match=said):
+        Steering((vector(), 1.0), (unknown, 1.0), (other, 1.0))
+    with pytest.raises(MlxsteerError, match=said):
+        _ = Steering((vector(), 1.0)) + Steering((other, 1.0))
+    assert len(Steering((vector(), 1.0), (unknown, 1.0), (packed, 1.0)).terms) == 3

@@ -163,7 +163,7 @@ def test_any_array_becomes_contiguous_float32() -> None:
         ({"scales": [1, -1]}, "the scale of layer 3 is -1.0"),
         ({"scales": [1]}, r"scales have the shape \[1\]: use \[2\]"),
         ({"targets": [1, 1]}, "op add takes no target: clamp and cap have one"),
-        ({"op": "clamp"}, "op clamp needs a target per layer"),
+        ({"op": "clamp"}, "op clamp needs a target per layer: give targets"),
         ({"op": "cap", "targets": [1, np.nan]}, "targets of layer 3 have NaN"),
         ({"op": "cap", "targets": [[1, 1]]}, r"targets have the shape \[1, 2\]"),
         (FEATURE | {"op": "add"}, "op add reads nothing and takes no encoder: leave it out"),
@@ -395,25 +395,30 @@ def test_what_a_new_vector_remembers() -> None:
     assert (full + make()).template == {}
 
 
+BOTH, ONE = "steer with both, each at its strength", "extract both on one model"
+
+
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "words", "way"),
     [
-        ({"site": "mlp_out"}, r"'joyful' \(site resid_post\) and 'b' \(site mlp_out\)"),
-        ({"op": "project"}, r"'joyful' \(op add\) and 'b' \(op project\)"),
-        ({"phase": "response"}, r"'joyful' \(phase all\) and 'b' \(phase response\)"),
+        ({"site": "mlp_out"}, r"'joyful' \(site resid_post\) and 'b' \(site mlp_out\)", BOTH),
+        ({"op": "project"}, r"'joyful' \(op add\) and 'b' \(op project\)", BOTH),
+        ({"phase": "response"}, r"'joyful' \(phase all\) and 'b' \(phase response\)", BOTH),
         (
             {"directions": np.eye(2, 3), "model": None},
             r"'joyful' \(hidden_size 4\) and 'b' \(hidden_size 3\)",
+            ONE,
         ),
         (
             {"model": ModelRef("tiny/other", "0", "llama", 6, WIDTH, "none", "float32")},
             r"'joyful' \(model tiny/random\) and 'b' \(model tiny/other\)",
+            ONE,
         ),
     ],
 )
-def test_sums_that_mean_nothing_are_refused(fields: dict[str, Any], words: str) -> None:
+def test_sums_that_mean_nothing_are_refused(fields: dict[str, Any], words: str, way: str) -> None:
     for combine in (Vector.__add__, Vector.__sub__):
-        with pytest.raises(MlxsteerError, match=words + " have no sum: steer with both"):
+        with pytest.raises(MlxsteerError, match=words + f" have no sum: {way}"):
             combine(make(), make(name="b", **fields))
 
 

@@ -183,9 +183,11 @@ about the sea what should i cook tonight why is sky blue short long answer pleas
 """
 
 
-def tokenizer() -> TokenizerWrapper:
-    """Return a word tokenizer with a chat template, for the tiny models."""
+def tokenizer(*, thinking: bool = False) -> TokenizerWrapper:
+    """Return a word tokenizer with a chat template, for the tiny models; `thinking` has marks."""
     words = WORDS.split() + [f"w{i}" for i in range(VOCABULARY - len(set(WORDS.split())))]
+    if thinking:
+        words[-2:] = ["<think>", "</think>"]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     assert len(vocabulary) == VOCABULARY
     backend = Tokenizer(WordLevel(vocabulary, "<unk>"))

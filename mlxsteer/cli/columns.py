@@ -13,8 +13,8 @@ WIDTH = 100  # of a table that does not go to a terminal
 
 
 @contextmanager
-def columns(titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
-    """Yield `show(column, more_text)`; what was shown stays, also after Ctrl-C.
+def columns(titles: Sequence[str]) -> Iterator[Callable[..., None]]:
+    """Yield `show(column, more_text, dim=False)`; what was shown stays, also after Ctrl-C.
 
     While text comes, the last lines that fit on the screen are shown; in the end all of it.
     """
@@ -25,7 +25,7 @@ def columns(titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     room = console.width - 3  # beside it, the "^C" of a terminal fits into the last line
-    texts = [""] * len(titles)
+    texts = [Text() for _ in titles]
     live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
     drawn = 0.0
 
@@ -35,13 +35,17 @@ def columns(titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
         for title in titles:
             header = Text(title, no_wrap=True, overflow="ellipsis")
             grid.add_column(header, ratio=1, vertical="top")
-        wrapped = [Text(text.strip()).wrap(console, inside) for text in texts]
+        wrapped = []
+        for text in texts:
+            shown = text.copy()
+            shown.rstrip()
+            wrapped.append(shown.wrap(console, inside))
         grid.add_row(*(Text("\n").join(list(w)[-lines:] if lines else w) for w in wrapped))
         return grid
 
-    def show(column: int, more: str) -> None:
+    def show(column: int, more: str, dim: bool = False) -> None:
         nonlocal drawn
-        texts[column] += more
+        texts[column].append(more if texts[column] else more.lstrip(), "dim" if dim else None)
         if console.is_terminal and time.monotonic() - drawn > PAUSE:
             live.start()
             live.update(table(max(console.height - FRAME, 1)), refresh=True)

@@ -41,7 +41,7 @@ def command(model: ModelChoice, concept: str, prompt: str, max_tokens: int) -> N
 
     with bars() as progress:
         loaded, tokenizer = load_model(model, progress)
-        tokens = encode(loaded, tokenizer, prompt)
+        tokens = encode(loaded, tokenizer, prompt, thinking=False)  # it would fill the table
         say(f"1. loaded {loaded.source}, quantization {loaded.source.quantization}")
         vector = extract(loaded, tokenizer, found, progress=progress)
     say(f"2. read {vector.n_pairs} pairs of prompts: {found.positive} / {found.negative}")

@@ -3,6 +3,7 @@
 import json
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ __all__ = ["command"]
 )
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Read the prompt as it stands, without chat template.")
+@click.option("--no-thinking", is_flag=True, help="Ask the chat template for no thinking.")
+@click.option("--hide-thinking", is_flag=True, help="Show the answer only.  [default: all, dimmed]")
 def command(
     prompt: str | None,
     prompts: Path | None,
@@ -82,11 +85,14 @@ def command(
     seed: int | None,
     system: str | None,
     raw: bool,
+    no_thinking: bool,
+    hide_thinking: bool,
     **sampling: Any,
 ) -> None:
     """Write the model's answer to PROMPT ("-" reads it from stdin).
 
-    A concept that has no vector for the model yet is extracted first, once.
+    A concept that has no vector for the model yet is extracted first, once. What a model
+    thinks is dimmed on a terminal; in the JSON lines of --prompts it is "thinking" beside "text".
 
     \b
     Examples:
@@ -101,6 +107,8 @@ def command(
 
     if raw and system is not None:
         raise UsageError("--raw has no place for a --system message: leave one of them out")
+    if raw and no_thinking:
+        raise UsageError("--raw has no chat template that --no-thinking could ask: leave one out")
     if (prompt is None) == (prompts is None):
         raise UsageError("give either a PROMPT or --prompts FILE: mlxsteer generate --help")
     if prompts is not None and (compare or system is not None):
@@ -126,6 +134,7 @@ def command(
         check_prompt(text)
     from ..generate import Sampling, encode
     from ..steering import Phase, Schedule
+    from ..thinking import Thinking
 
     if phase is not None:
         Phase.parse(phase)
@@ -137,13 +146,23 @@ def command(
     with bars() as progress:
         loaded, tokenizer = load_model(model, progress)
         said = [text] if prompts is None else many
+        asked: dict[str, Any] = {"raw": raw, "system": system}
+        if no_thinking:
+            asked["thinking"] = False
         tokens = []
         for number, each in enumerate(said, 1):
             try:
-                tokens.append(encode(loaded, tokenizer, each, raw=raw, system=system))
+                tokens.append(encode(loaded, tokenizer, each, **asked))
             except MlxsteerError as error:
                 where = f"{prompts}, prompt {number}: " if prompts is not None else ""
                 raise type(error)(f"{where}{error}") from error
+        if no_thinking and tokenizer.has_thinking:
+            asked["thinking"] = True
+            if encode(loaded, tokenizer, said[0], **asked) == tokens[0]:
+                raise UsageError(
+                    "--no-thinking: the chat template of this model cannot be asked for that; "
+                    "--hide-thinking shows the answer only"
+                )
         steering = steering_of(
             named,
             loaded,
@@ -156,21 +175,24 @@ def command(
             keep_norm=keep_norm,
         )
         options = {"max_tokens": max_tokens, "sampling": how}
+        thinking = [Thinking.after(tokenizer, each, hide=hide_thinking) for each in tokens]
         read = max(map(len, tokens)) + max_tokens - 1
         if steering.active and all(t.phase.is_window and t.phase.start >= read for t in steering):
             say(
                 f"note: nothing is steered: phase {phase} begins after the {read} tokens to be read"
             )
         if prompts is not None:
-            _many(loaded, tokenizer, many, tokens, steering, progress, options)
-            return
+            _many(loaded, tokenizer, many, tokens, thinking, steering, progress, options)
     context = getattr(loaded.args, "max_position_embeddings", None)
-    if context is not None and len(tokens[0]) + max_tokens > context:
+    if prompts is None and context is not None and len(tokens[0]) + max_tokens > context:
         say(f"note: the model reads {context} tokens; an answer of {max_tokens} may go beyond")
     if compare:
-        _compare(loaded, tokenizer, tokens[0], steering, " ".join(steer), options)
-    else:
-        _stream(loaded, tokenizer, tokens[0], steering, options)
+        before = Thinking.after(tokenizer, tokens[0], hide=hide_thinking)
+        pair = (before, thinking[0])
+        _compare(loaded, tokenizer, tokens[0], pair, steering, " ".join(steer), options)
+    elif prompts is None:
+        _stream(loaded, tokenizer, tokens[0], thinking[0], steering, options)
+    _tell_of_thinking(thinking, steering)
 
 
 def _many(
@@ -178,28 +200,40 @@ def _many(
     tokenizer: Any,
     prompts: list[Any],
     tokens: list[list[int]],
+    thinking: list[Any],
     steering: Any,
     progress: Any,
     options: dict[str, Any],
 ) -> None:
-    """Write a line of JSON per prompt, in their order."""
+    """Write a line of JSON per prompt, in their order, each once those before it are there."""
     from ..generate import generate_many
 
+    # a bar on the same terminal: click would write into it
+    write = print if sys.stdout.isatty() else click.echo
     texts = generate_many(model, tokenizer, tokens, steering=steering, progress=progress, **options)
-    for prompt, text in zip(prompts, texts, strict=True):
-        key = "prompt" if isinstance(prompt, str) else "messages"
-        click.echo(json.dumps({key: prompt, "text": text}, ensure_ascii=False))
+    for prompt, each, text in zip(prompts, thinking, texts, strict=True):
+        thought, answer = each.parts(text)
+        line = {"prompt" if isinstance(prompt, str) else "messages": prompt}
+        if thought and not each.hide:
+            line["thinking"] = thought
+        write(json.dumps({**line, "text": answer}, ensure_ascii=False))
 
 
 def _stream(
-    model: Any, tokenizer: Any, prompt: list[int], steering: Any, options: dict[str, Any]
+    model: Any,
+    tokenizer: Any,
+    prompt: list[int],
+    thinking: Any,
+    steering: Any,
+    options: dict[str, Any],
 ) -> None:
     from ..generate import stream_generate
 
     last = None
     try:
         for last in stream_generate(model, tokenizer, prompt, steering=steering, **options):
-            click.echo(last.text, nl=False)
+            for piece, thought in thinking.split(last.text, last=last.finish_reason is not None):
+                click.secho(piece, nl=False, dim=thought or None)
     finally:
         if last is not None:
             click.echo()
@@ -210,6 +244,7 @@ def _compare(
     model: Any,
     tokenizer: Any,
     prompt: list[int],
+    thinking: Sequence[Any],
     steering: Any,
     title: str,
     options: dict[str, Any],
@@ -223,11 +258,26 @@ def _compare(
         with columns(["unsteered", title]) as show:
             for i, each in enumerate((Steering(), steering)):
                 for last in stream_generate(model, tokenizer, prompt, steering=each, **options):
-                    show(i, last.text)
+                    ends = last.finish_reason is not None
+                    for piece, thought in thinking[i].split(last.text, last=ends):
+                        show(i, piece, thought)
                     lasts["steered" if i else "unsteered"] = last
     finally:
         for name, last in lasts.items():
             say(f"{name}: {speed(last)}")
+
+
+def _tell_of_thinking(thinking: list[Any], steering: Any) -> None:
+    """Say so where the thinking never ended: nothing is to be seen, or nothing was steered."""
+    inside = sum(each.place == "inside" for each in thinking)
+    if inside and thinking[0].hide:
+        say(f"note: {inside} of {len(thinking)} still thinking at the end of -n: raise it")
+    never = sum(each.place != "behind" for each in thinking)
+    if never and any(t.phase.name == "answer" for t in steering.active):
+        say(
+            f"note: phase answer did not steer {never} of {len(thinking)}: no thinking was closed; "
+            "raise -n, or use --phase response"
+        )
 
 
 def speed(last: Any) -> str:

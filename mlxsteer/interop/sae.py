@@ -104,7 +104,9 @@ def read_sae(
     if op not in OPS:
         raise UsageError(f"unknown op {brief(op)}: use {', '.join(OPS)}")
     if (target is not None) != (op in ("clamp", "cap")):
-        raise UsageError(f"op {op} {'needs a' if target is None else 'takes no'} target")
+        if target is None:
+            raise UsageError(f"op {op} needs a target: give one (--target 8)")
+        raise UsageError(f"op {op} takes no target: leave it out, or use clamp or cap")
     if target is not None and not math.isfinite(target):
         raise UsageError(f"target is {target}: use a finite number")
     if site is not None and site not in SITES:
@@ -187,7 +189,9 @@ def _place(path: Path, coder: _Coder, layer: int | None, site: str | None) -> tu
             )
     layer = known_layer if layer is None else layer
     if layer is None:
-        raise UsageError(f"{path}: neither the file nor its folder says the layer: give it")
+        raise UsageError(
+            f"{path}: neither the file nor its folder says the layer: give it (--layer 12)"
+        )
     return layer, site or known_site or "resid_post"
 
 
