@@ -93,10 +93,9 @@ class _Pass:
 
     def output(self, h: mx.array) -> mx.array:
         axis = self.of.words.streams
-        if axis is None:
-            return self.carry("mlp", True, h, h, 1.0)
-        carried = self.carry("mlp", True, mx.moveaxis(h, axis, 0), h.mean(axis), 1.0)
-        return mx.moveaxis(carried, 0, axis)
+        # streams that lie first broadcast by themselves, others need their axis in what is read
+        read = h if axis is None else h.mean(axis, keepdims=axis > 0)
+        return self.carry("mlp", True, h, read, 1.0)
 
     def entry(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.h = call(*args, **kwargs)

@@ -233,7 +233,9 @@ def join(
 
 
 @functools.cache
-def _carrying(kinds: tuple[Kind, ...], scale: float, own: bool) -> Callable[..., mx.array]:
+def _carrying(
+    kinds: tuple[Kind, ...], scale: float, own: bool, streams: bool
+) -> Callable[..., mx.array]:
     additive = all(kind.name == "add" for kind in kinds)
 
     def fused(target: mx.array, *arrays: mx.array) -> mx.array:
@@ -242,7 +244,9 @@ def _carrying(kinds: tuple[Kind, ...], scale: float, own: bool) -> Callable[...,
         if additive:  # what is read does not matter
             rest = iter(arrays)
             for kind in kinds:
-                v = next(rest) * next(rest) if kind.weighted else next(rest)
+                values = [next(rest) for _ in range(1 + kind.weighted)]
+                v, *weight = _for_streams(kind, values) if streams else values
+                v = v * weight[0] if kind.weighted else v
                 target = target + (v if scale == 1 else v / scale).astype(target.dtype)
             return target
         before = arrays[0].astype(mx.float32)
@@ -259,10 +263,11 @@ def carry(
     """Return `target + (apply(read, edits) - read) / scale` as one compiled call.
 
     Additive edits are one node. `read` may be `target` itself, else it has its shape, or one that
-    broadcasts to it: of streams `[S, B, T, D]` that of each.
+    broadcasts to it: of streams `[S, B, T, D]` that of each, of `[B, T, S, D]` with their axis.
     """
     kinds, arrays = _flat(edits)
     own = read is target and scale == 1
+    fused = _carrying(kinds, scale, own, read.ndim == 4)
     if own or all(kind.name == "add" for kind in kinds):
-        return _carrying(kinds, scale, own)(target, *arrays)
-    return _carrying(kinds, scale, own)(target, read, *arrays)
+        return fused(target, *arrays)
+    return fused(target, read, *arrays)

@@ -4,8 +4,8 @@ Every site of every layer is tapped in one pass, and the taps have to fire once 
 layer: calls are counted, MLX is lazy, nothing is computed for it. Then one layer of every kind is
 held against the meaning of the sites, on three tokens: it is its input plus what joins; an edit
 leaves every layer below bit-identical, changes its own place by exactly the edit, enters the stream
-and reaches the layer above. "The logits move" would not do: an edit at the wrong layer passes that.
-It knows nothing of vectors, families or files.
+and reaches the layer above, from the last one the logits. "The logits move" would not do: an edit
+at the wrong layer passes that. It knows nothing of vectors, families or files.
 """
 
 import operator
@@ -224,7 +224,7 @@ class _Test:
         row = size * mx.cos(1.7 * mx.arange(here.shape[-1]))
         edit = (edits.add(row),)
         tap = EditTap(() if stream else edit, edit if stream else ())
-        steered, _ = self.passed({(layer, join): tap})
+        steered, logits = self.passed({(layer, join): tap})
         moved = [k for k in self.plain if k[0] <= layer + 1 and not self.same(steered, k)]
         if below := [k for k in moved if k[0] < layer]:
             raise self.fail(f"{what} moves {below[0][1]} of layer {below[0][0]}")
@@ -244,7 +244,10 @@ class _Test:
             if stream:
                 at.pop("attn_out")
             self.check_sums(layer, at, None if stream else before, *parts)
-        if layer + 1 < len(self.sites) and (layer + 1, "resid_post") not in moved:
+        if layer + 1 == len(self.sites):
+            if mx.array_equal(logits, self.logits):
+                raise self.fail(f"{what} does not reach the logits")
+        elif (layer + 1, "resid_post") not in moved:
             raise self.fail(f"{what} does not reach layer {layer + 1}")
 
     def same(self, steered: Kept, place: tuple[int, str]) -> bool:

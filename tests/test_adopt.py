@@ -176,6 +176,31 @@ def test_what_is_carried_is_the_change(scale: float, weighted: bool) -> None:
         assert mx.array_equal(edits.carry(read, read, (own,)), edits.apply(read, (own,)))
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_carried_to_several_streams(axis: int, weighted: bool) -> None:
+    """Each gets the change of its row's mean; there are as many rows and tokens as streams."""
+    streams = mx.random.normal((3, 3, 3, WIDTH), key=mx.random.key(1))
+    read = streams.mean(axis, keepdims=axis > 0)
+    rows = mx.random.normal((3, 1, WIDTH), key=mx.random.key(2))
+    ones, zero = mx.ones((3, 1)), mx.zeros((3, 1))
+    project = edits.read_and_write(rows, zero, zero, -ones, rows)
+    weight = mx.random.uniform(shape=(3, 3, 1), key=mx.random.key(3))
+    for edit in (edits.add(rows), project):
+        made = edits.weighted(edit, weight) if weighted else edit
+        mean = streams.mean(axis)
+        change = mx.expand_dims(edits.apply(mean, (made,)) - mean, axis)
+        carried = edits.carry(streams, read, (made,))
+        assert mx.allclose(carried, streams + change, atol=1e-4)
+        for wrong in (mx.swapaxes(change, *((1, 2) if axis == 0 else (0, 1))), -change):
+            assert not mx.allclose(carried, streams + wrong, atol=1e-2)
+
+
+def test_streams_that_lie_between_cost_one_node() -> None:
+    check_nodes("deepseek_v41")
+    check_rows(pair("deepseek_v41")[0])
+
+
 def test_additions_are_carried_in_the_dtype_of_the_stream() -> None:
     x = mx.random.normal((1, 3, WIDTH)).astype(mx.bfloat16)
     for scale in (1.0, 0.25):
@@ -309,6 +334,33 @@ def test_adapters(kind: str, first: bool, tmp_path: Path) -> None:
         check_site(model, site)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_on_our_definitions(kind: str) -> None:
+    """mlx-lm puts them into ours as into its own; both agree, steered too."""
+    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    tokens = mx.array([[5, 17, 3, 80]])
+    steering = Steering((tiny_vector((1, 2), scale=2.0), 0.7))
+    found = []
+    for model in twins():
+        before = model(tokens)
+        linear_to_lora_layers(model, 2, parameters, use_dora=kind == "dora")
+        drawn = {
+            name: 0.2 * mx.random.normal(array.shape, key=mx.random.key(len(name)))
+            for name, array in tree_flatten(model.trainable_parameters())
+            if "lora_" in name
+        }
+        assert len(drawn) == 4
+        model.load_weights(list(drawn.items()), strict=False)
+        model.eval()
+        assert not mx.allclose(model(tokens), before, atol=1e-3)
+        found.append([adopt(model) if found else model, model(tokens)])
+    (ours, a), (adopted_, b) = found
+    assert mx.array_equal(a, b)
+    steered = [forward(model, tokens, steering=steering) for model in (ours, adopted_)]
+    assert mx.array_equal(*steered)
+    assert not mx.allclose(steered[0], a, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("mode", "group", "bits"),
     [("affine", 32, 4), ("mxfp4", 32, 4), ("nvfp4", 16, 4), ("mxfp8", 32, 8)],
@@ -408,6 +460,28 @@ def test_a_sign_that_is_turned(monkeypatch: pytest.MonkeyPatch, place: str) -> N
 def test_an_edit_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edits, "carry", lambda target, *rest: target)
     adopt_broken(monkeypatch, "gemma2", "an edit at attn_out of layer 1")
+
+
+def test_an_edit_of_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tap fires and shows the edit, and the layer above gets what was there before."""
+
+    output = ADOPT._Pass.output
+
+    def dropped(self: Any, h: mx.array) -> mx.array:
+        output(self, h)
+        return h
+
+    monkeypatch.setattr(ADOPT._Pass, "output", dropped)
+    adopt_broken(monkeypatch, "gemma2", "an edit at resid_post of layer 1 does not reach layer 2")
+
+
+def test_an_edit_that_does_not_reach_the_logits() -> None:
+    """Where the last layer is tested there is none above to look at."""
+    model = build("gemma2", num_hidden_layers=2)
+    assert adopt(model).report.tested == (1,)
+    model.model.norm.weight = -mx.ones_like(model.model.norm.weight)  # one more is its factor
+    with pytest.raises(MlxsteerError, match="attn_out of layer 1 does not reach the logits"):
+        adopt(model)
 
 
 def test_an_edit_that_leaks_below(monkeypatch: pytest.MonkeyPatch) -> None:

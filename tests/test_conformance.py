@@ -30,7 +30,8 @@ tested. `as plain`: bits, nodes and caches of mlx-lm's own. A site: an edit in e
 by exactly the edit, all layers above, none below; turned round it moves the logits the other way;
 at strength 0 it does nothing. `changed model`: as mlx-lm's own with a block that adds the edit by
 itself. `pieces`: whole, in chunks and token by token. `rows`: three strengths in one batch.
-`nodes`: at most one more for each site. `bfloat16`: the self-test, and that dtypes are kept.
+`nodes`: at most one more for each site. `bfloat16`: the self-test, and that dtypes are kept; a dash
+there is a model that a CPU cannot run in half precision.
 
 Left out of """
     + f"{len(ARCHITECTURES) + len(LEFT_OUT)}:\n\n"

@@ -98,9 +98,25 @@ def test_it_computes_what_transformers_computes(model: Model, pieces: str) -> No
     check_golden(model, PIECES[pieces])
 
 
+def noted_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that fills with how many tokens attend at once."""
+    lengths: list[int] = []
+    attend = attention.Attention._attend
+
+    def noted(self: Any, cache: Any, q: mx.array, *parts: mx.array) -> mx.array:
+        lengths.append(q.shape[1])
+        return attend(self, cache, q, *parts)
+
+    monkeypatch.setattr(attention.Attention, "_attend", noted)
+    return lengths
+
+
 @pytest.mark.parametrize("pieces", [[LONG], [130, 7, 600, 163]], ids=str)
-def test_windows_and_rates_of_the_released_model(pieces: list[int]) -> None:
+def test_windows_and_rates_of_the_released_model(
+    pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Windows of 128 and rates of 4 and 128, over more tokens than attend at once."""
+    lengths = noted_lengths(monkeypatch)
     model = deepseek(**RELEASED)
     cache, start, logits = model.make_cache(), 0, []
     for count in pieces:
@@ -108,6 +124,7 @@ def test_windows_and_rates_of_the_released_model(pieces: list[int]) -> None:
         start += count
     got = np.array(mx.concatenate(logits, axis=1))[:, LONG_AT]
     np.testing.assert_allclose(got, golden()["long"], atol=CLOSE)
+    assert max(lengths) == 512
 
 
 def forgotten_overlap(pool: Any, *parts: mx.array) -> Any:
@@ -487,16 +504,9 @@ def test_a_long_prompt_attends_in_pieces(model: Model, monkeypatch: pytest.Monke
     """And the indexer scores in pieces of its own: the numbers stay."""
     from mlxsteer.arch import deepseek_v4_cache
 
-    lengths: list[int] = []
-    attend = attention.Attention._attend
-
-    def noted(self: Any, cache: Any, q: mx.array, *parts: mx.array) -> mx.array:
-        lengths.append(q.shape[1])
-        return attend(self, cache, q, *parts)
-
+    lengths = noted_lengths(monkeypatch)
     monkeypatch.setattr(deepseek_v4_cache, "PIECE", 20)
     monkeypatch.setattr(attention, "SCORES", 300)
-    monkeypatch.setattr(attention.Attention, "_attend", noted)
     check_golden(model, [TOTAL])
     assert lengths[:3] == [20, 20, 13]
 
@@ -557,6 +567,18 @@ def test_keys_are_rounded_where_the_model_was_trained_so(rounding: bool) -> None
         if kind == "csa":
             index = np.array(cache[layer].index.entries)
             assert np.array_equal(index, nearest(index, FP4_NUMBERS, 32)) == rounding
+
+
+def test_it_rounds_where_the_config_says_nothing() -> None:
+    """No released config names it: real weights are rounded."""
+    said = {**CONFIG, **ROUNDED}
+    for rounds in (True, False):
+        model = Model(ModelArgs.from_dict({**said, "activation_rounding": rounds}))
+        parts = [m.rounding for m in model.modules() if hasattr(m, "rounding")]
+        # 6 attentions, 4 compressors, 2 indexers with a compressor each
+        assert parts == [rounds] * 14
+    del said["activation_rounding"]
+    assert ModelArgs.from_dict(said).activation_rounding
 
 
 def hadamard(x: np.ndarray) -> np.ndarray:

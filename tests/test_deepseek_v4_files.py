@@ -245,6 +245,26 @@ def test_norms_are_in_the_dtype_of_the_streams() -> None:
     assert kinds["model.layers.2.ffn.gate.tid2eid"] == mx.int32
 
 
+WIDE = [
+    *(f"{hc}.{x}" for hc in ("attn_hc", "ffn_hc", "hc_head") for x in ("fn", "base", "scale")),
+    *("attn_sink", "ape", "ffn.gate.weight", "ffn.gate.e_score_correction_bias"),
+    *("compressor.wkv.weight", "compressor.wgate.weight"),
+]
+
+
+def test_what_is_wide_is_widened() -> None:
+    """All that mixes, routes and pools, whatever a conversion made of it; nothing else."""
+    model = deepseek()
+    halves = {
+        name: mx.array(array) if array.dtype == np.int64 else mx.array(array).astype(mx.bfloat16)
+        for name, array in official(model).items()
+    }
+    made = model.sanitize(halves)
+    wide = {name for name, array in made.items() if array.dtype == mx.float32}
+    assert wide == {name for name in made if name.endswith(tuple(WIDE))}
+    assert all(any(name.endswith(end) for name in wide) for end in WIDE)
+
+
 def test_a_cast_leaves_alone_what_is_wide() -> None:
     model = deepseek()
     convert(model, dtype=mx.bfloat16, keep_quantized=True)
@@ -312,6 +332,35 @@ def test_conversions(names: str, four_bits: bool, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", plain_tensors(found), **said)
     loaded = load_folder(folder, dtype=None, keep_quantized=True)
     assert mx.array_equal(loaded(tokens()), model(tokens()))
+
+
+@pytest.mark.parametrize("names", ["our names", "mlp instead of ffn", "early conversion"])
+def test_conversions_in_several_bits(names: str, tmp_path: Path) -> None:
+    """Experts in 2 bits, the rest in 4 or mxfp8, whatever the config calls the modules."""
+    model = deepseek()
+
+    def kind(path: str, module: nn.Module) -> Any:
+        if not hasattr(module, "to_quantized"):
+            return False
+        if "switch_mlp" in path:
+            return {"group_size": 32, "bits": 2, "mode": "affine"}
+        mxfp8 = {"group_size": 32, "bits": 8, "mode": "mxfp8"}
+        return mxfp8 if "shared_experts" in path else {"group_size": 32, "bits": 4}
+
+    nn.quantize(model, class_predicate=kind)
+    found = {name: np.array(array) for name, array in CONVERSIONS[names](model).items()}
+    tensors = {name: (KINDS.get(a.dtype.name, "U8"), a) for name, a in found.items()}
+    said: dict[str, Any] = {"group_size": 32, "bits": 4}
+    for name in tensors:
+        module, _, part = name.rpartition(".")
+        if part == "scales" and ("switch_mlp" in module or ".experts." in module):
+            said[module] = {"group_size": 32, "bits": 2}
+    folder = write_folder(tmp_path / "model", tensors, quantization=said)
+    loaded = load_folder(folder, dtype=None, keep_quantized=True)
+    experts = loaded.layers[3].ffn
+    assert (experts.switch_mlp.up_proj.bits, experts.shared_experts.up_proj.mode) == (2, "mxfp8")
+    model.set_dtype(mx.float32, lambda _: False)
+    assert mx.allclose(loaded(tokens()), model(tokens()), atol=1e-4)
 
 
 def test_streams_of_mxfp4_are_bfloat16(tmp_path: Path) -> None:
