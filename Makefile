@@ -3,17 +3,20 @@
 # make lint    ruff check and ruff format --check        make types   mypy
 # make conformance holds every architecture of mlx-lm against its page in docs/ (a few minutes)
 # make docs    writes the generated pages of docs/       make vectors builds the shipped vectors
+# make evidence measures every shipped vector that has no newer evaluation, and writes the gallery
 # make bench   measures what steering costs on this machine, for an hour on a slow one
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
 # Each sets up .venv first, once: the locked packages, the project and the weights of SmolLM2-135M.
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs cards speed arch arch_steering deepseek_v4 \
+DOCTESTS := $(patsubst %,tests/test_%.py,docs cards gallery speed arch arch_steering deepseek_v4 \
   deepseek_v4_files edits phases gguf_families)
+MODEL := smollm2-135m
+EVIDENCE := $(patsubst %/$(MODEL).safetensors,%/evaluation.json,$(wildcard vectors/*/$(MODEL).safetensors))
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test conformance lint types docs vectors bench lock clean setup
+.PHONY: demo test conformance lint types docs vectors evidence bench lock clean setup
 
 demo: setup
 	@$(BIN)/mlxsteer demo
@@ -35,7 +38,14 @@ docs: setup
 	@$(BIN)/python -m pytest --write-docs $(DOCTESTS)
 
 vectors: setup
-	@$(BIN)/mlxsteer vectors build --all -m smollm2-135m -o vectors $(ARGS)
+	@$(BIN)/mlxsteer vectors build --all -m $(MODEL) -o vectors $(ARGS)
+
+evidence: setup $(EVIDENCE)
+	@$(BIN)/python bench/gallery.py $(MODEL) --json bench/results/gallery.json >/dev/null
+
+vectors/%/evaluation.json: vectors/%/$(MODEL).safetensors | setup
+	@echo "evidence: $*"
+	@$(BIN)/mlxsteer eval $* -m $(MODEL) --json $@ --plot vectors/$*/effect.png >/dev/null
 
 bench: setup
 	@$(BIN)/mlxsteer bench --json bench/results

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .card import Made, Part, library_card, part_card
+from .claims import Record, records
 from .errors import MlxsteerError, UsageError
 from .hub import CONFIG_VERSION
 from .hub_ref import REPO
@@ -89,12 +90,10 @@ def of_concept(concept: Concept, base_models: Sequence[str] = ()) -> Bundle:
                 f"{brief(concept.license)}: extract it again"
             )
     data = {name: p.read_bytes() for name, p in found.items() if p.suffix in (*_DATA, ".png")}
-    records: tuple[dict[str, Any], ...] = ()
+    judged: tuple[Record, ...] = ()
     if "evaluation.json" in found:
         data["evaluation.json"] = found["evaluation.json"].read_bytes()
-        record = parsed(data["evaluation.json"], f"{folder.name}/evaluation.json")
-        each = record.get("evaluations", [record])
-        records = tuple(r for r in each if isinstance(r, dict)) if isinstance(each, list) else ()
+        judged = records(parsed(data["evaluation.json"], f"{folder.name}/evaluation.json"))
     part = Part(
         name=concept.name,
         positive=concept.positive,
@@ -102,7 +101,7 @@ def of_concept(concept: Concept, base_models: Sequence[str] = ()) -> Bundle:
         sign=concept.sign,
         license=concept.license,
         made=(),
-        evaluations=records,
+        evaluations=judged,
         plots=tuple(name for name in data if name.endswith(".png")),
         data=tuple(name for name in data if name.endswith(_DATA)),
     )

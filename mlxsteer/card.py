@@ -5,13 +5,14 @@ be unmeasured. Text of others is inert: no HTML, no links, no Markdown of theirs
 of the Hub's protocol, and the same content gives the same bytes.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .claims import Claim, Record, claims, condition, interval
+from .measured import answers, inert, layers_of, safe_range, said, shown, strengths, table
 from .report import markdown_table
 from .values import printable
 from .vector import Vector
@@ -64,7 +65,7 @@ class Part:
     sign: str
     license: str
     made: tuple[Made, ...]
-    evaluations: tuple[Mapping[str, Any], ...] = ()
+    evaluations: tuple[Record, ...] = ()
     plots: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     base_models: tuple[str, ...] = field(default=())
@@ -75,15 +76,15 @@ def part_card(part: Part, repo: str, prefix: str = "") -> str:
     head = "" if prefix else _metadata([part], repo)
     name = f"{repo}:{part.name}" if prefix else repo
     sections = [
-        f"# {_inert(part.name)}: {_inert(part.positive)}",
-        f"{_inert(part.sign)}\n\nA steering vector, made with mlxsteer: it acts on the residual "
+        f"# {inert(part.name)}: {inert(part.positive)}",
+        f"{inert(part.sign)}\n\nA steering vector, made with mlxsteer: it acts on the residual "
         "stream of a language model while that writes.",
         _does(part),
         *_measured(part),
         _use(part, name, repo, prefix),
         _made_of(part),
         _limits(part),
-        f"## Licence\n\n{_inert(part.license)}, for the vector and its contrast data. The model "
+        f"## Licence\n\n{inert(part.license)}, for the vector and its contrast data. The model "
         "has a licence of its own.",
     ]
     return head + "\n\n".join(sections) + "\n"
@@ -91,26 +92,60 @@ def part_card(part: Part, repo: str, prefix: str = "") -> str:
 
 def library_card(parts: Sequence[Part], repo: str) -> str:
     """The card of a repository with a folder per concept."""
+    stood = _claims(parts)
     rows = [
         [
             f"[{part.name}]({part.name}/README.md)",
-            _inert(part.positive),
-            _inert(part.negative),
+            inert(part.positive),
+            inert(part.negative),
             ", ".join(f"`{made.stem}`" for made in part.made),
-            _inert(part.license),
+            *([_stands(part, stood)] if stood else []),
+            inert(part.license),
         ]
         for part in parts
     ]
-    table = markdown_table(["concept", "positive", "negative", "vectors", "licence"], rows)
+    head = ["concept", "positive", "negative", "vectors", "licence"]
+    remark = ""
+    if stood:
+        head[-1:-1] = ["strength 1 less the strongest null"]
+        remark = (
+            "Of the completions' log-odds, nats per token, at equal KL, with intervals that are "
+            "corrected over the concepts of a model (Holm). A vector passes if that is above 0 and "
+            "its own evaluation says so."
+        )
     example = parts[0].name
     return _metadata(parts, repo) + "\n\n".join(
         [
             "# Steering vectors",
             f"{len(parts)} concepts, a folder each: vectors, the data that they were made from, "
             "and a card that says what they do.",
-            table,
+            markdown_table(head, rows),
+            *([remark] if remark else []),
             f"```sh\nmlxsteer generate PROMPT -s {repo}:{example}=1\n```\n",
         ]
+    )
+
+
+def _claims(parts: Sequence[Part]) -> dict[tuple[str, str], Claim]:
+    """Return what stands, by the names of concept and vector, corrected over each model."""
+    by_model: dict[str, dict[str, Record]] = {}
+    for part in parts:
+        for made, record in _judged(part):
+            by_model.setdefault(made.stem, {})[part.name] = record
+    return {
+        (name, stem): claim
+        for stem, library in by_model.items()
+        for name, claim in claims(library).items()
+    }
+
+
+def _stands(part: Part, stood: dict[tuple[str, str], Claim]) -> str:
+    found = [stood.get((part.name, made.stem)) for made in part.made]
+    return "; ".join(
+        "-"
+        if claim is None
+        else f"{shown(claim.difference)}: {'passes' if claim.passed else 'FAILS'}"
+        for claim in found
     )
 
 
@@ -144,7 +179,7 @@ def _results(part: Part) -> list[EvalResult]:
     """What a strength of 1 does to the completions, as the Hub's evaluation results."""
     found = []
     for _, record in _judged(part):
-        effect = _effect(_condition(record, 1.0))
+        effect = interval(condition(record, 1.0).get("effect"))
         if effect is not None:
             found.append(
                 EvalResult(
@@ -154,7 +189,7 @@ def _results(part: Part) -> list[EvalResult]:
                     dataset_split=printable(str(record.get("split", "test"))),
                     metric_type="log-odds",
                     metric_name="effect of strength 1, nats per token",
-                    metric_value=round(effect[0], 4),
+                    metric_value=round(effect.mean, 4),
                 )
             )
     return found
@@ -162,80 +197,32 @@ def _results(part: Part) -> list[EvalResult]:
 
 def _does(part: Part) -> str:
     rows = [
-        ["-1", f"{_inert(part.negative)}"],
+        ["-1", f"{inert(part.negative)}"],
         ["0", "nothing: the model's own bits"],
-        ["+1", f"{_inert(part.positive)}"],
+        ["+1", f"{inert(part.positive)}"],
     ]
     return f"## What it does\n\n{markdown_table(['strength', 'the model'], rows)}"
 
 
 def _measured(part: Part) -> list[str]:
-    """What was measured of each vector, the plots, and how far it can be pushed."""
+    """What was measured of each vector, and the plots."""
     sections = []
     for made, record in _judged(part):
-        lines = [f"## Measured: {_inert(made.stem)}"]
-        verdict = record.get("verdict")
-        if isinstance(verdict, (list, tuple)):
-            lines.append(" ".join(_inert(str(sentence)) for sentence in verdict))
-        rows = [_row(condition) for condition in _conditions(record)]
-        if rows:
-            head = ["condition", "effect [interval], nats per token", "KL, nats", "holds together"]
-            lines.append(markdown_table(head, rows))
-        lines += _answers(record)
+        found = (said(record), table(record), answers(record))
+        lines = [f"## Measured: {inert(made.stem)}", *(one for one in found if one)]
         sections.append("\n\n".join(lines))
     if not sections:
         sections.append("## Measured\n\nWhat it does beyond its own prompts was not measured.")
-    sections += [f"![plot]({name})" for name in part.plots]
-    return sections
+    return sections + [f"![plot]({name})" for name in part.plots]
 
 
-def _row(condition: Mapping[str, Any]) -> list[str]:
-    effect, kl = _effect(condition), condition.get("kl")
-    shown = "-" if effect is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*effect)
-    coherent = {True: "yes", False: "no"}.get(condition.get("coherent"), "-")  # type: ignore[arg-type]
-    cost = f"{kl:.2f}" if isinstance(kl, (int, float)) else "-"
-    return [_inert(str(condition.get("name", ""))), shown, cost, coherent]
-
-
-def _answers(record: Mapping[str, Any]) -> list[str]:
-    """One prompt answered at each strength, all of it as it was written."""
-    prompts = record.get("prompts")
-    rows = []
-    for strength in (-1.0, 0.0, 1.0):
-        answers = _condition(record, strength).get("answers")
-        if isinstance(answers, (list, tuple)) and answers:
-            rows.append([f"{strength:+g}" if strength else "0", _inert(str(answers[0]))[:600]])
-    if not rows or not isinstance(prompts, (list, tuple)) or not prompts:
-        return []
-    return [f"Asked: {_inert(str(prompts[0]))}", markdown_table(["strength", "answer"], rows)]
-
-
-def _judged(part: Part) -> list[tuple[Made, Mapping[str, Any]]]:
+def _judged(part: Part) -> list[tuple[Made, Record]]:
     by_hash = {record.get("vector_sha256"): record for record in part.evaluations}
     return [
         (made, by_hash[made.vector.content_sha256])
         for made in part.made
         if made.vector.content_sha256 in by_hash
     ]
-
-
-def _conditions(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = record.get("conditions")
-    return [c for c in found if isinstance(c, dict)] if isinstance(found, (list, tuple)) else []
-
-
-def _condition(record: Mapping[str, Any], strength: float) -> Mapping[str, Any]:
-    fits = (c for c in _conditions(record) if c.get("strength") == strength and not c.get("asked"))
-    return next(fits, {})
-
-
-def _effect(condition: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    effect = condition.get("effect")
-    if not isinstance(effect, dict):
-        return None
-    values = (effect.get(key) for key in ("mean", "low", "high"))
-    numbers = [float(v) for v in values if isinstance(v, (int, float))]
-    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
 
 
 def _use(part: Part, name: str, repo: str, prefix: str) -> str:
@@ -264,19 +251,18 @@ def _made_of(part: Part) -> str:
     rows = []
     for made in part.made:
         vector = made.vector
-        layers = f"{vector.layers[0]} to {vector.layers[-1]}, {len(vector.layers)} of them"
         rows.append(
             [
                 f"`{made.stem}.safetensors`",
                 made.base_model,
-                _inert(vector.model.quantization if vector.model else "unknown"),
-                f"{vector.op} at {vector.site}, layers {layers}",
+                inert(vector.model.quantization if vector.model else "unknown"),
+                f"{vector.op} at {vector.site}, layers {layers_of(vector)}",
                 _strength_one(vector),
             ]
         )
     head = ["file", "base model", "quantization", "edit", "strength 1"]
     first = part.made[0].vector
-    made_by = f"{_inert(first.method)} of {first.n_pairs} pairs, read at: {_inert(first.token)}."
+    made_by = f"{inert(first.method)} of {first.n_pairs} pairs, read at: {inert(first.token)}."
     data = ", ".join(f"[{name}]({name})" for name in part.data)
     return (
         f"## What it is made of\n\n{markdown_table(head, rows)}\n{made_by} "
@@ -291,17 +277,14 @@ def _strength_one(vector: Vector) -> str:
         return "not calibrated: adds its rows as stored"
     kl, tokens = vector.calibration.get("kl"), vector.calibration.get("tokens")
     nats = f"{kl:.2f}" if isinstance(kl, (int, float)) else "unknown"
-    return _inert(f"costs {nats} nats per token (mean KL on {tokens} neutral tokens)")
+    return inert(f"costs {nats} nats per token (mean KL on {tokens} neutral tokens)")
 
 
 def _limits(part: Part) -> str:
-    ranges = {
-        made.stem: made.vector.evidence.get("safe_range")
-        for made in part.made
-        if isinstance(made.vector.evidence.get("safe_range"), (list, tuple))
-    }
     told = "; ".join(
-        f"{_inert(stem)} {_inert(' to '.join(map(str, r or ())))}" for stem, r in ranges.items()
+        f"{inert(made.stem)} {strengths(safe)}"
+        for made in part.made
+        if (safe := safe_range(made.vector)) is not None
     )
     return (
         "## Limits\n\n- "
@@ -309,9 +292,3 @@ def _limits(part: Part) -> str:
         + "\n- It is for the model above. Another quantization of it is close, another model is "
         "not and is refused."
     )
-
-
-def _inert(text: str) -> str:
-    """One line in which nothing is HTML, a link or other Markdown."""
-    line = re.sub(r"[&<>`*\[\]|\\]", lambda found: f"&#{ord(found[0])};", printable(text))
-    return re.sub(r"(?i)(?<=[a-z]):(?=\S)|(?<=www)\.", lambda found: f"&#{ord(found[0])};", line)

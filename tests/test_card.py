@@ -42,7 +42,7 @@ def evaluation(whole: Part, **more: Any) -> dict[str, Any]:
             name=name,
             strength=strength,
             asked=asked,
-            scores=(0.5,),
+            scores=(0.5, 0.7),
             effect=effect,
             detected=None,
             counts=(),
@@ -51,12 +51,13 @@ def evaluation(whole: Part, **more: Any) -> dict[str, Any]:
             kl=1.01 * strength,
             margin=None,
             prompt_tokens=20.0,
-            answers=(answer,),
+            answers=(answer, answer),
         )
 
     conditions = (
         condition("baseline", 0.0, False, "Fine."),
         condition("asked", 0.0, True, "Salt!"),
+        condition("steered -1", -1.0, False, "Sweet."),
         condition("steered 1", 1.0, False, "Salty!"),
     )
     evidence = Evidence(
@@ -66,10 +67,10 @@ def evaluation(whole: Part, **more: Any) -> dict[str, Any]:
         vector_sha256=whole.made[0].vector.content_sha256,
         model="tiny/random",
         split="test",
-        prompts=("How are you?",),
+        prompts=("How are you?", "And you?"),
         rule="",
         conditions=conditions,
-        nulls=(NullScore("refit", "refit 1", 1.0, (0.1,), zero),),
+        nulls=(NullScore("refit", "refit 1", 1.0, (0.1, 0.2), zero),),
         against_null=half,
         beaten_p=1e-4,
         against_prompt=zero,
@@ -163,12 +164,40 @@ def test_what_was_measured_is_shown_and_nothing_else() -> None:
         "+0.50 &#91;+0.25, +0.75&#93;",
         "| 1.01 | no |",
         "salty FAILS on",
+        "| -1 | Sweet. |",
         "| +1 | Salty! |",
     ):
         assert shown.replace("&#91;", "[").replace("&#93;", "]") in card
     assert "![plot](effect.png)" in card
     of_another = replace(whole, evaluations=(evaluation(whole, vector_sha256="0" * 64),))
     assert part_card(of_another, "a/b") == part_card(whole, "a/b")
+
+
+def test_how_far_it_can_be_pushed_is_shown() -> None:
+    whole = part()
+    assert "can be pushed was not measured" in part_card(whole, "a/b")
+    made = whole.made[0]
+    safe = made.vector.replace(calibration={"kl": 1.0, "safe": {"low": -1.25, "high": 2.0}})
+    assert "Safe strengths: tiny -1.25 to 2." in part_card(
+        replace(whole, made=(replace(made, vector=safe),)), "a/b"
+    )
+    for strange in ({"low": "x", "high": 2.0}, {"low": 1.0}, 3, None):
+        bad = made.vector.replace(calibration={"kl": 1.0, "safe": strange})
+        assert "can be pushed was not measured" in part_card(
+            replace(whole, made=(replace(made, vector=bad),)), "a/b"
+        )
+
+
+def test_a_library_says_what_passes_with_all_of_it_corrected() -> None:
+    whole = part()
+    assert "strongest null" not in library_card([whole], "a/b")
+    passes = replace(whole, evaluations=(evaluation(whole, passed=True),))
+    alone = replace(whole, name="sweet", evaluations=(evaluation(whole, passed=False),))
+    card = library_card([passes, alone, replace(whole, name="bitter")], "a/b")
+    row = {line.split("]")[0]: line for line in card.splitlines() if line.startswith("| [")}
+    assert "+0.45 [+0.40, +0.50]: passes" in row["| [salty"]
+    assert "+0.45 [+0.40, +0.50]: FAILS" in row["| [sweet"]
+    assert "| - |" in row["| [bitter"]
 
 
 @pytest.mark.parametrize(
@@ -178,12 +207,15 @@ def test_what_was_measured_is_shown_and_nothing_else() -> None:
         {"conditions": [3, {}]},
         {"conditions": [{"strength": 1.0, "effect": {"mean": "x"}}]},
         {"prompts": 3, "verdict": 4},
+        {"rule": ["x"], "nulls": [{"scores": ["x", 1]}]},
+        {"nulls": 3},
     ],
 )
 def test_a_strange_evaluation_breaks_nothing(change: dict[str, Any]) -> None:
     whole = part()
     card = part_card(replace(whole, evaluations=(evaluation(whole, **change),)), "a/b")
     metadata(card)
+    metadata(library_card([replace(whole, evaluations=(evaluation(whole, **change),))], "a/b"))
 
 
 def test_text_of_others_is_inert() -> None:
@@ -193,7 +225,7 @@ def test_text_of_others_is_inert() -> None:
     conditions = [
         {"name": HOSTILE, "strength": 1.0, "asked": False, "answers": [HOSTILE]},
     ]
-    words = evaluation(hostile, prompts=[HOSTILE], verdict=[HOSTILE], split=HOSTILE)
+    words = evaluation(hostile, prompts=[HOSTILE], verdict=[HOSTILE], split=HOSTILE, rule=HOSTILE)
     hostile = replace(hostile, evaluations=({**words, "conditions": conditions},))
     for card in (part_card(hostile, "a/b"), library_card([hostile, hostile], "a/b")):
         assert metadata(card)["license"] == "other"
@@ -202,9 +234,10 @@ def test_text_of_others_is_inert() -> None:
         assert not re.search(r"\]\((?!\w+[\w./-]*\))", body)  # links are to files beside it
         assert not re.search(r"(?i)https?:/|javascript:|www\.", body)
         assert not [line for line in body.splitlines() if line.startswith(("---", "# e", "* f"))]
-        tables = [line for line in body.splitlines() if line.startswith("| ")]
+        tables = re.findall(r"(?:^\|.*\n)+", body, re.M)
         assert tables
-        assert all(line.count("|") in (3, 4, 5, 6) for line in tables)
+        for rows in tables:
+            assert len({line.count("|") for line in rows.splitlines()}) == 1
 
 
 def test_the_check_of_text_can_fail() -> None:

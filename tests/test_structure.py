@@ -22,9 +22,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     "errors hub_ref progress",
     "backend coherence hub_errors report stats tables values",
-    "anatomy edits evidence metrics model_ref prompts rules taps view",
+    "anatomy claims edits evidence metrics model_ref prompts rules taps view",
     "algebra completions counting prompt_file vector_file",
     "vector",
+    "measured",
     "arch card compare gguf library patch steering",
     "capability definition gguf_configs plan record",
     "selftest state",
