@@ -2,7 +2,7 @@
 of the same cost, in text that holds together, and would asking in words not do as well?
 
 The same held-out prompts are read and answered unsteered, asked in words, steered at `STRENGTHS`,
-and both. The primary score is that of `scoring`, on completions written before any vector was
+the other way too, and both. The primary score is that of `scoring`, on completions written before any vector was
 judged; `nulls` says what has to be beaten at equal KL. Answers are greedy, so that conditions
 differ in nothing else. The test split is read here and nowhere else: whoever tunes says
 `split="dev"`.
@@ -44,7 +44,7 @@ from .vector import Vector
 __all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "check", "evaluate"]
 
 T = TypeVar("T")
-STRENGTHS = (0.5, 1.0, 1.5)
+STRENGTHS = (-1.0, 0.5, 1.0, 1.5)
 ONE = "steered 1"
 LEAST_KL = 0.01  # nats: what moves the model less cannot be judged
 

@@ -142,6 +142,7 @@ class Evidence:
             said.append(
                 f"It has no effect on the completions that can be told from 0: {_interval(effect)}."
             )
+        said += self._opposite()
         beats = self.against_null.above and self.beaten_p < self.against_null.alpha / 2
         said.append(
             f"At equal KL it {'beats' if beats else 'does NOT beat'} the strongest of "
@@ -174,6 +175,15 @@ class Evidence:
             else "Asking in words makes no prompt longer here."
         )
         return tuple(said)
+
+    def _opposite(self) -> list[str]:
+        """Say what strength -1 does, if that was measured."""
+        fits = (c.effect for c in self.conditions if (c.strength, c.asked) == (-1.0, False))
+        effect = next(fits, None)
+        if effect is None:
+            return []
+        does = "moves" if effect.below else "does NOT move"
+        return [f"Strength -1 {does} them the other way: {_interval(effect)}."]
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain JSON."""

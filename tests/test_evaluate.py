@@ -92,10 +92,10 @@ def test_a_planted_effect_is_found() -> None:
     assert e.effect.above
     assert e.against_null.above
     assert e.effect.wrong_way == 0
-    means = [e.condition(s).effect for s in (0.5, 1.0, 1.5)]
-    assert means[0] is not None
-    assert means[2] is not None
-    assert 0 < means[0].mean < e.effect.mean < means[2].mean
+    effects = [e.condition(s).effect for s in (-1.0, 0.5, 1.0, 1.5)]
+    means = [effect.mean for effect in effects if effect is not None]
+    assert means[0] < 0 < means[1] < means[2] < means[3]
+    assert "Strength -1 moves them the other way: -" in " ".join(e.verdict())
     assert "It moves the completions its way" in " ".join(e.verdict())
     assert "beats the strongest of 7 nulls" in " ".join(e.verdict())
 
@@ -108,6 +108,7 @@ def test_its_opposite_comes_out_as_the_opposite() -> None:
     assert not e.passed
     assert e.verdict()[0].startswith("planted FAILS")
     assert "It does the OPPOSITE" in e.verdict()[1]
+    assert "Strength -1 does NOT move them the other way: +" in e.verdict()[2]
 
 
 def test_a_direction_that_means_something_else_fails() -> None:
@@ -123,6 +124,7 @@ def test_what_is_measured() -> None:
     assert [c.name for c in e.conditions] == [
         "baseline",
         "asked in words",
+        "steered -1",
         "steered 0.5",
         "steered 1",
         "steered 1.5",
@@ -167,7 +169,7 @@ def test_it_is_the_same_again_and_survives_json() -> None:
     record = json.loads(json.dumps(e.to_json(), allow_nan=False))
     assert record["schema"] == SCHEMA
     assert record["passed"] == e.passed
-    assert record["conditions"][3]["scores"] == list(e.condition(1.0).scores)
+    assert record["conditions"][4]["scores"] == list(e.condition(1.0).scores)
     assert record["settings"]["refits"] == 4
 
 
