@@ -35,13 +35,14 @@ def shown(model: Any, tokenizer: Any, found: Concept, vector: Vector) -> dict[st
     an entry per strength, and the hash of the vector.
     """
     rows = [(prompt, strength) for prompt in PROMPTS for strength in STRENGTHS]
-    texts = generate_many(
+    written = generate_many(
         model,
         tokenizer,
         [prompt for prompt, _ in rows],
         steering=[Steering((vector, strength)) for _, strength in rows],
         max_tokens=TOKENS,
     )
+    texts = list(written)
     n, rule = len(STRENGTHS), found.rule
     answers = [texts[i : i + n] for i in range(0, len(rows), n)]
     counted = None

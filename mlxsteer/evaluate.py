@@ -2,9 +2,9 @@
 of the same cost, in text that holds together, and would asking in words not do as well?
 
 The same held-out prompts are read and answered unsteered, asked in words, steered at `STRENGTHS`,
-the other way too, and both. The primary score is that of `scoring`, on completions written before any vector was
-judged; `nulls` says what has to be beaten at equal KL. Answers are greedy, so that conditions
-differ in nothing else. The test split is read here and nowhere else: whoever tunes says
+the other way too, and both. The primary score is that of `scoring`, on completions written before
+any vector was judged; `nulls` says what has to be beaten at equal KL. Answers are greedy, so that
+conditions differ in nothing else. The test split is read here and nowhere else: whoever tunes says
 `split="dev"`.
 
 It knows nothing of files, of the terminal or of how a vector was found.

@@ -14,6 +14,7 @@ from mlxsteer.claims import Claim, Record, claims, condition, interval, nulls, n
 from mlxsteer.library import Concept, known_model
 from mlxsteer.measured import inert, layers_of, mean, safe_range, said, shown, strengths, table
 from mlxsteer.report import COLOURS, figure, markdown_table
+from mlxsteer.safe import STRENGTHS
 from mlxsteer.values import parsed
 from mlxsteer.vector import Vector, read_vector
 
@@ -268,7 +269,8 @@ def _limits(one: Known) -> str:
         lines.append(
             "How far it can be pushed before its text breaks was not measured."
             if safe is None
-            else f"Its text holds together at strengths from {strengths(safe)}; beyond, it breaks."
+            else f"Its text was found to hold together at strengths from {strengths(safe)}; tried "
+            f"were {', '.join(f'{s:g}' for s in STRENGTHS)} and as many negative ones."
         )
     if one.record is not None:
         effect = interval(condition(one.record, 1.0).get("effect"))

@@ -254,7 +254,7 @@ def test_the_safe_range_is_shown(small: list[Concept]) -> None:
     assert "before its text breaks was not measured" in pages.card(one, NOTHING)
     safe = {**(one.vector.calibration or {}), "safe": {"low": -1.5, "high": 2.0}}
     one = replace(one, vector=one.vector.replace(calibration=safe))
-    assert "strengths from -1.5 to 2;" in pages.card(one, NOTHING)
+    assert "strengths from -1.5 to 2; tried were 0.5" in pages.card(one, NOTHING)
     assert "| 10 to 19 | -1.5 to 2 |" in pages.readme([one], False)
 
 
