@@ -30,26 +30,16 @@ from .vector import Vector
 __all__ = ["SPLIT", "bands", "can_choose", "choose", "settings"]
 
 SPLIT = "dev"
-TEXTS = 8  # neutral texts behind the cost of a candidate
-PROMPTS = 12  # dev prompts, at most
-TWELFTHS = (  # of the depth: where a candidate begins and ends
-    (0, 4),
-    (2, 6),
-    (3, 9),
-    (4, 6),
-    (4, 8),
-    (6, 8),
-    (6, 10),
-    (8, 10),
-    (8, 12),
-)
+TEXTS = 4  # neutral texts behind the cost of a candidate
+PROMPTS = 8  # dev prompts, at most
+TWELFTHS = ((2, 6), (3, 9), (4, 8), (6, 8), (6, 10), (8, 12))  # of the depth: from, to
 
 log = logging.getLogger("mlxsteer")
 
 
 def bands(n_layers: int) -> list[tuple[int, ...]]:
-    """Return the candidates in a model of so many layers: thirds from early to late, narrower and
-    wider ones around the middle. The middle third is `extract.default_layers`.
+    """Return the candidates in a model of so many layers: thirds from early to late, a half in the
+    middle, and a narrow one behind it. The middle third is `extract.default_layers`.
     """
     found = []
     for start, stop in TWELFTHS:

@@ -9,6 +9,7 @@ It knows nothing of how the vectors were found.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from .vector import Vector
 
 __all__ = ["Trials", "check"]
 
+SLOPE = 1.7  # of log KL over log strength, about
 ANSWER_TOKENS = 24  # of an answer whose coherence is read, as in the evidence
 
 
@@ -93,6 +95,7 @@ class Trials:
         self._asked: list[Side] = [one.prompt for one in completions]
         self._in_words: list[Side] = [prompted(recipe, one.prompt) for one in completions]
         self._plain: Coherence | None = None
+        self._near = {1.0: 2.0}  # budget -> what layers times factor was, last
 
     def cells(self, vector: Vector, method: str, budgets: Sequence[float]) -> list[Cell]:
         """Return a vector of natural scale at each cost, the lowest searched first.
@@ -100,17 +103,17 @@ class Trials:
         A cost that it cannot have becomes a cell with the reason.
         """
         found: list[Cell] = []
-        factor, last = 2.0 / max(len(vector.layers), 2), 0.0
         for budget in sorted(budgets):
             cell = Cell(vector.site, method, vector.layers, budget)
-            if last:
-                factor *= (budget / last) ** (1 / 1.7)  # KL goes about so with strength
+            near = min(self._near, key=lambda known: abs(math.log(known / budget)))
+            guess = self._near[near] * (budget / near) ** (1 / SLOPE) / max(len(vector.layers), 2)
             try:
-                null = equalised(self._meter, "cell", _scaled(vector, factor), budget)
+                null = equalised(self._meter, "cell", _scaled(vector, guess), budget)
             except MlxsteerError as error:
                 found.append(dataclasses.replace(cell, error=str(error)))
                 continue
-            factor, last = float(null.vector.scales[0] / vector.scales[0]), null.kl
+            factor = float(null.vector.scales[0] / vector.scales[0])
+            self._near[budget] = factor * max(len(vector.layers), 2)
             changes = self._odds(null.steering) - self._base
             found.append(
                 dataclasses.replace(
