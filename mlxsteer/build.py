@@ -5,7 +5,8 @@ completions, words, card) and `<model>.safetensors`. Every file is moved into pl
 build that was killed goes on where it stopped: a vector that is there, and is what would be made,
 is left as it is.
 
-A vector is the one that `extract` makes, byte for byte: the concepts are read one after another,
+A vector is the one that `extract` makes, byte for byte, on the layers that are chosen by the
+concept's dev completions where it has them: the concepts are read one after another,
 each side's instruction once. Reading them all at once would save nothing: on SmolLM2 the 1,536
 prompts of the 16 shipped concepts have 60,756 tokens, this way reads 22,310 of them, in 66 passes,
 and no order can read fewer than 19,985, because no prompt stands in two concepts. What they share
@@ -23,6 +24,7 @@ from typing import Any
 import mlx.nn as nn
 
 from .calibrate import BUDGET
+from .choice import can_choose, settings
 from .errors import MlxsteerError, UsageError
 from .extract import defaults, extract, model_ref
 from .library import Concept
@@ -65,6 +67,7 @@ def build(
     folder: Path,
     model_name: str,
     *,
+    layers: Sequence[int] | str | None = None,
     anew: bool = False,
     progress: Progress = silent,
 ) -> Iterator[Built]:
@@ -75,6 +78,7 @@ def build(
     Args:
         folder: made if it is not there; files that have nothing to do with this are left alone.
         model_name: what the vectors' files are called.
+        layers: as `extract` has it; None is `auto` for a concept that has dev completions.
         anew: also make vectors that are there.
 
     Raises:
@@ -94,10 +98,13 @@ def build(
 
         try:
             _copy_texts(found, path.parent)
-            vector = None if anew else _finished(path, found, model, tokenizer, text)
+            wanted = layers or ("auto" if can_choose(found) else "middle")
+            vector = None if anew else _finished(path, found, model, tokenizer, text, wanted)
             kept = vector is not None
             if vector is None:
-                vector = extract(model, tokenizer, found, neutral=text, progress=told)
+                vector = extract(
+                    model, tokenizer, found, layers=wanted, neutral=text, progress=told
+                )
                 vector.save(path)
             built = Built(found, path, vector, kept)
         except MlxsteerError as error:
@@ -123,7 +130,12 @@ def _copy_texts(found: Concept, folder: Path) -> None:
 
 
 def _finished(
-    path: Path, found: Concept, model: nn.Module, tokenizer: Any, text: Neutral
+    path: Path,
+    found: Concept,
+    model: nn.Module,
+    tokenizer: Any,
+    text: Neutral,
+    layers: Sequence[int] | str,
 ) -> Vector | None:
     """Return the vector that is there, unless another one would be made now."""
     if not path.exists():
@@ -136,12 +148,19 @@ def _finished(
     usual, pairs = defaults(len(model.layers)), found.pairs()
     wanted = {
         **{key: getattr(found, key) for key in ("name", "positive", "negative", "license")},
-        **{key: usual[key] for key in ("method", "layers", "site", "op")},
+        **{key: usual[key] for key in ("method", "site", "op")},
         "token": describe(usual["read"], pairs, usual["response_tokens"]),
         "pairs_sha256": pairs_sha256(pairs),
         "template": template_record(tokenizer),
         "model": model_ref(model),
     }
+    if layers == "auto":
+        chosen, by = vector.evidence.get("layers", {}), settings(found, len(model.layers), text)
+        wanted["layers"] = vector.layers
+        if any(plain(chosen.get(key)) != value for key, value in by.items()):
+            wanted["layers"] = ()
+    else:
+        wanted["layers"] = usual["layers"] if layers == "middle" else sorted(set(layers))
     unit = {"budget": BUDGET, "text_sha256": text.sha256}
     other = [key for key, value in wanted.items() if plain(getattr(vector, key)) != plain(value)]
     measured = vector.calibration or {}

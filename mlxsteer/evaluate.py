@@ -32,13 +32,14 @@ from .meter import Meter
 from .neutral import Neutral
 from .nulls import Null, equalised, isotropic, nearest, refits
 from .progress import Progress, silent
-from .prompts import SPLITS, Recipe, Side
+from .prompts import Recipe, Side
 from .reading import read_sides
 from .runtime import check_steering
 from .scoring import LogOdds, Margins, prompted
 from .state import OFF
 from .stats import Interval, paired_bootstrap
 from .steering import Steering
+from .trials import check
 from .vector import Vector
 
 __all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "check", "evaluate"]
@@ -216,29 +217,6 @@ def evaluate(
         settings={**asdict(size), "neutral_sha256": text.sha256, "calibrated": vector.calibrated},
         remarks=tuple(remarks),
     )
-
-
-def check(concept: Concept, split: str) -> tuple[Recipe, list[Completion]]:
-    """Return what a concept is judged by: its recipe and its completions of one split.
-
-    Raises:
-        MlxsteerError: it has no recipe, or no completions of that split.
-        UsageError: an unknown split.
-    """
-    if split not in SPLITS[1:]:
-        raise UsageError(f"no split is called {split!r} here; use {' or '.join(SPLITS[1:])}")
-    if concept.recipe is None:
-        raise MlxsteerError(
-            f"the concept {concept.name} has pairs and no recipe: without prompts in splits and an "
-            "instruction there is nothing to judge it by; write a [recipe] in its vector.toml"
-        )
-    found = [one for one in concept.completions if one.split == split]
-    if len(found) < 2:
-        raise MlxsteerError(
-            f"the concept {concept.name} has {len(found)} completions of the split {split}, which "
-            "it is judged by: write them into its completions.jsonl"
-        )
-    return concept.recipe, found
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:

@@ -16,16 +16,19 @@ import numpy as np
 
 from .calibrate import BUDGET
 from .calibrate import calibrate as calibrated
-from .capture import capture, check_places
+from .capture import check_places
+from .choice import SPLIT, choose
+from .contrast import Contrast
 from .errors import MlxsteerError, UsageError
 from .library import Concept, concept, neutral_prompts
-from .methods import check_method, find_rows
+from .methods import check_method
 from .metrics import auroc, cohens_d
 from .neutral import ANSWER_TOKENS, MIN_TOKENS, Neutral
 from .progress import Progress, silent
-from .prompts import Pair, Recipe, pairs_sha256, read_pairs, template_record
-from .reading import RESPONSE_TOKENS, Read, describe, parse_read, read_sides
+from .prompts import Pair, pairs_sha256, read_pairs, template_record
+from .reading import RESPONSE_TOKENS, Read, describe, parse_read
 from .safe import PROMPTS, STRENGTHS, TOKENS
+from .trials import check
 from .vector import OPS, ModelRef, Vector
 
 __all__ = ["default_layers", "defaults", "extract"]
@@ -49,7 +52,7 @@ def extract(
     method: str = "mean_diff",
     remove_negative_mean: bool = False,
     site: str = "resid_post",
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
     read: Read = "last",
     response_tokens: int = RESPONSE_TOKENS,
     op: str = "add",
@@ -66,7 +69,8 @@ def extract(
         remove_negative_mean: take out what the direction has in common with the mean activation of
             the negative side.
         site: where to read and later to steer.
-        layers: which blocks; None is the middle third.
+        layers: which blocks; None or `middle` is the middle third, `auto` the band that does most
+            at the cost of strength 1 on the concept's dev completions (`choice`), of `add` only.
         read: what is read of each side: `last` (prompt token), a token index, `content` (end of the
             user's text) or `response` (its mean; written by the model where a side has none).
         response_tokens: the most tokens of a response that the model has to write.
@@ -79,47 +83,50 @@ def extract(
 
     Raises:
         MlxsteerError: bad contrast data (with its line), prompts over the context, sides that do
-            not differ inside the model, a concept that no strength brings to the budget.
+            not differ inside the model, a concept that no strength brings to the budget, or that
+            has no dev completions to choose layers by.
         UsageError: an unknown method, site, layer, op or way to read.
     """
     read = parse_read(read)
     check_method(method)
     if op not in OPS:
         raise UsageError(f"op {op!r} does not exist: use {', '.join(OPS)}")
-    chosen = tuple(sorted(set(layers))) if layers is not None else default_layers(len(model.layers))
-    if not chosen:
-        raise UsageError("no layer is named: give one or more, or leave the option out")
-    check_places(model, (site,), chosen)
-    pairs, fields, recipe = _read(source)
-    readings = read_sides(
-        model, tokenizer, pairs, read, response_tokens=response_tokens, progress=progress
-    )
-    sides: dict[str, np.ndarray] = {}
-    for which, reading in readings.items():
-        sides[which] = capture(
-            model,
-            reading.sequences,
-            sites=(site,),
-            layers=chosen,
-            positions=reading.positions,
-            progress=progress,
-            stage=f"reading {which} prompts",
-        )[site]
-    positive, negative = sides["positive"], sides["negative"]
-    rows = find_rows(
-        method,
-        positive,
-        negative,
-        without_negative_mean=remove_negative_mean,
-        layers=chosen,
+    if layers == "auto" and op != "add":
+        raise UsageError(f"layers are chosen by what adding does: name those for op {op}")
+    wanted = _layers(layers, len(model.layers))
+    check_places(model, (site,), wanted)
+    judged, pairs, fields = _read(source)
+    if layers == "auto":
+        check(judged, SPLIT)
+    title = name or fields.get("name", "vector")
+    contrast = Contrast(
+        model,
+        tokenizer,
+        pairs,
+        read,
+        sites=(site,),
+        layers=wanted,
+        response_tokens=response_tokens,
         progress=progress,
     )
-    flat = [layer for layer, row in zip(chosen, rows, strict=True) if not np.any(row)]
-    if flat:
-        raise MlxsteerError(
-            f"both sides are the same to the model at layer {flat[0]}: no direction"
+
+    def rows_of(band: tuple[int, ...]) -> np.ndarray:
+        return contrast.rows(
+            method, site, band, without_negative_mean=remove_negative_mean, progress=progress
         )
-    separated = separation(chosen, rows, positive, negative)
+
+    def vector_of(band: tuple[int, ...]) -> Vector:
+        return Vector.from_rows(title, dict(zip(band, rows_of(band), strict=True)), site=site)
+
+    evidence: dict[str, Any] = {}
+    if layers == "auto" and judged is not None:
+        neutral = neutral or Neutral.kept(model, tokenizer, progress=progress)
+        wanted, evidence["layers"] = choose(
+            model, tokenizer, judged, vector_of, neutral, progress=progress
+        )
+    rows = rows_of(wanted)
+    positive, negative = contrast.at(site, wanted)
+    separated = separation(wanted, rows, positive, negative)
     targets = None
     if op != "add":
         wide = rows.astype(np.float64)
@@ -127,8 +134,8 @@ def extract(
         if op != "project":
             targets = mean_along(rows, positive if op == "clamp" else negative)
     vector = Vector.from_rows(
-        name or fields.pop("name", "vector"),
-        dict(zip(chosen, rows, strict=True)),
+        title,
+        dict(zip(wanted, rows, strict=True)),
         site=site,
         op=op,
         targets=targets,
@@ -138,11 +145,12 @@ def extract(
         n_pairs=len(pairs),
         template=template_record(tokenizer),
         model=model_ref(model),
-        evidence={"prompt_side": separated},
+        evidence={"prompt_side": separated, **evidence},
         **{key: value for key, value in fields.items() if key != "name"},
     )
     if not calibrate:
         return vector
+    recipe = None if judged is None else judged.recipe
     return calibrated(model, tokenizer, vector, neutral=neutral, recipe=recipe, progress=progress)
 
 
@@ -159,19 +167,32 @@ def defaults(n_layers: int) -> dict[str, Any]:
     return {**taken, "layers": default_layers(n_layers), "unit": unit}
 
 
-def _read(source: Source) -> tuple[list[Pair], dict[str, str], Recipe | None]:
-    """Return the pairs, what their source says about the vector, and the recipe if it has one."""
+def _layers(layers: Sequence[int] | str | None, n_layers: int) -> tuple[int, ...]:
+    """Return the layers to read."""
+    if layers is None or layers == "middle":
+        return default_layers(n_layers)
+    if layers == "auto":
+        return tuple(range(n_layers))
+    if isinstance(layers, str):
+        raise UsageError(f"layers {layers!r} are unknown: name numbers, middle or auto")
+    if not layers:
+        raise UsageError("no layer is named: give one or more, or leave the option out")
+    return tuple(sorted(set(layers)))
+
+
+def _read(source: Source) -> tuple[Concept | None, list[Pair], dict[str, str]]:
+    """Return the concept, if it is one, the pairs and what their source says about the vector."""
     if isinstance(source, (str, Path)) and Path(source).suffix == ".jsonl":
-        return read_pairs(Path(source)), {"name": Path(source).stem}, None
+        return None, read_pairs(Path(source)), {"name": Path(source).stem}
     if isinstance(source, (str, Path)):
         source = concept(source)
     if isinstance(source, Concept):
         fields = ("name", "positive", "negative", "license")
-        return source.pairs(), {f: getattr(source, f) for f in fields}, source.recipe
+        return source, source.pairs(), {f: getattr(source, f) for f in fields}
     pairs = [p if isinstance(p, Pair) else Pair(p["positive"], p["negative"]) for p in source]
     if not pairs:
         raise MlxsteerError("there are no pairs to extract from")
-    return pairs, {}, None
+    return None, pairs, {}
 
 
 def model_ref(model: nn.Module) -> ModelRef:

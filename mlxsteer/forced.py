@@ -3,7 +3,8 @@
 A `Forced` holds texts, each a prompt and an answer that is read and not written. Every call reads
 all of them once under one steering. What all texts share is read once, texts are batched by
 length, and blocks below the first that can be steered are read in the first call and never again:
-their residual is patched in, and MLX never evaluates what is replaced.
+their residual is patched in, and MLX never evaluates what is replaced. Where several such places
+are named, a call goes on from the highest that its steering does not reach below.
 
 It knows nothing of what the texts are nor of what is made of the logits. Shapes: a pass gives
 `[n, V]` for the `n` answer tokens in it.
@@ -69,12 +70,15 @@ class Forced:
 
     Args:
         texts: at least one.
-        first: the lowest block that any steering will steer.
+        first: the lowest block that any steering will steer, or where several of them begin; what
+            stands before each is kept when it has been read, best in a first call without steering.
     """
 
-    def __init__(self, model: nn.Module, texts: Sequence[Text], first: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, texts: Sequence[Text], first: int | Sequence[int] = 0
+    ) -> None:
         self.model = model
-        self.first = first
+        self.firsts = (first,) if isinstance(first, int) else tuple(sorted(set(first)))
         self.prefix = 0
         if all(isinstance(c, KVCache) for c in model.make_cache()):
             # of prompts alone, their last token aside: named phases treat it alike in every text
@@ -84,7 +88,7 @@ class Forced:
         for batch in batches([len(text.tokens) - 1 - self.prefix for text in texts], size):
             self._passes.append(_make_pass(texts, batch, self.prefix))
         self._head = mx.array(np.array([texts[0].tokens[: self.prefix]], np.int32))
-        self._residuals: dict[int, mx.array] = {}
+        self._residuals: dict[int, dict[int, mx.array]] = {}  # of a pass: block -> its input
 
     def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
         """Yield per pass which text each answer token is of `[n]`, the tokens `[n]`, and the
@@ -93,38 +97,46 @@ class Forced:
         Raises:
             MlxsteerError: a vector that steers below the first block that was named.
         """
+        lowest = len(self.model.layers)
         for term in steering.active:
-            if term.vector.layers[0] < self.first:
+            lowest = min(lowest, term.vector.layers[0])
+            if lowest < self.firsts[0]:
                 raise MlxsteerError(
-                    f"vector {term.vector.name!r} steers layer {term.vector.layers[0]}, and "
-                    f"{self.first} was named as the lowest: name the lower one"
+                    f"vector {term.vector.name!r} steers layer {lowest}, and "
+                    f"{self.firsts[0]} was named as the lowest: name the lower one"
                 )
         cache: list[Any] | None = None
         if self.prefix:
             cache = self.model.make_cache()
             wanted = taps((steering.at(0, self.prefix, self.prefix + 1),))
-            mx.eval(self._through(-1, self._head, cache, wanted)[:, -1, :1])
+            mx.eval(self._through(-1, self._head, cache, wanted, lowest)[:, -1, :1])
         for i, each in enumerate(self._passes):
             T = each.tokens.shape[1]
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
             copies = repeat_cache(cache, each.tokens.shape[0])
-            logits = self._through(i, each.tokens, copies, taps(acting))
+            logits = self._through(i, each.tokens, copies, taps(acting), lowest)
             logits = logits.reshape(-1, logits.shape[-1])[each.picked]
             yield each.rows, each.targets, logits.astype(mx.float32)
 
-    def _through(self, key: int, tokens: mx.array, cache: list[Any] | None, wanted: Taps) -> Any:
-        """Return the logits of one pass; what the lower blocks make is kept under `key`."""
-        place, kept = self.first - 1, None
-        if self.first and key in self._residuals:
-            patch = PatchTap(PLAIN, None, self._residuals[key])
-            wanted = Taps({**wanted.table, (place, "mlp"): patch})
-        elif self.first:
-            wanted, table = capturing([place], ["resid_post"], inner=wanted)
-            kept = table[place]
+    def _through(
+        self, key: int, tokens: mx.array, cache: list[Any] | None, wanted: Taps, lowest: int
+    ) -> Any:
+        """Return the logits of one pass; what blocks below the `lowest` steered one make is kept
+        under `key`.
+        """
+        kept = self._residuals.setdefault(key, {})
+        start = max((n for n in kept if n <= lowest), default=0)
+        if start:
+            patch = PatchTap(PLAIN, None, kept[start])
+            wanted = Taps({**wanted.table, (start - 1, "mlp"): patch})
+        new = [n for n in self.firsts if start < n <= lowest]
+        table: dict[int, dict[str, mx.array]] = {}
+        if new:
+            wanted, table = capturing([n - 1 for n in new], ["resid_post"], inner=wanted)
         logits = self.model(tokens, cache=cache, taps=wanted)
-        if kept is not None:
-            self._residuals[key] = kept["resid_post"]
-            mx.eval(self._residuals[key])
+        for n in new:
+            kept[n] = table[n - 1]["resid_post"]
+        mx.eval([kept[n] for n in new])
         return logits
 
     def log_probs(self, steering: Steering) -> np.ndarray:

@@ -9,7 +9,7 @@ It knows nothing of what a vector is for, and does not say how much is too much.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.nn as nn
@@ -28,10 +28,10 @@ class Meter:
     """Mean KL per response token of a steering on one text, against the unsteered distribution.
 
     Args:
-        first: the lowest block that any steering will steer.
+        first: the lowest block that any steering will steer, or where several begin.
     """
 
-    def __init__(self, model: nn.Module, text: Neutral, first: int) -> None:
+    def __init__(self, model: nn.Module, text: Neutral, first: int | Sequence[int]) -> None:
         rows = zip(text.sequences, text.prompt_lengths, strict=True)
         self.forced = Forced(model, [Text(s, n) for s, n in rows if len(s) > n], first)
         read = self.forced.read(Steering())

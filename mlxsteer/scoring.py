@@ -66,7 +66,7 @@ class LogOdds:
     Args:
         completions: at least one.
         recipe: asks for the concept in words before each prompt; None asks for nothing.
-        first: the lowest block that any steering will steer.
+        first: the lowest block that any steering will steer, or where several begin.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LogOdds:
         completions: Sequence[Completion],
         *,
         recipe: Recipe | None = None,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
     ) -> None:
         end = end_of_turn(tokenizer)
         texts = []
@@ -98,7 +98,7 @@ class Margins:
 
     Args:
         questions: at least one.
-        first: the lowest block that any steering will steer.
+        first: the lowest block that any steering will steer, or where several begin.
     """
 
     def __init__(

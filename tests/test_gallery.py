@@ -96,10 +96,10 @@ def test_the_prompts_stand_in_no_recipe() -> None:
     assert taken.isdisjoint(gallery.PROMPTS)
 
 
-def test_strengths_are_those_of_the_rows() -> None:
+def test_strengths_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, model = script("gallery"), tiny()
     concept = dataclasses.replace(concepts()[0], rule=Rule("length", 1))
-    gallery.PROMPTS = ("tell me about the sea", "what now")
+    monkeypatch.setattr(gallery, "PROMPTS", ("tell me about the sea", "what now"))
 
     def written(scale: float, found: Concept = concept) -> Any:
         v = vector(scale=scale).replace(model=ref())

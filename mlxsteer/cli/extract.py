@@ -9,7 +9,7 @@ from .options import (
     ModelChoice,
     check_output,
     model_options,
-    parse_layers,
+    parse_band,
     say,
     short_name,
     strength_one,
@@ -41,7 +41,11 @@ __all__ = ["command", "summary"]
     show_default=True,
     help="Where to read and steer: attn_out, resid_mid, mlp_out or resid_post.",
 )
-@click.option("--layers", help="Such as 10-19 or 3,5,7.  [default: the middle third]")
+@click.option(
+    "--layers",
+    help="Such as 10-19 or 3,5,7; auto takes those that do most at the cost of strength 1 on "
+    "CONCEPT's dev completions.  [default: middle, the middle third]",
+)
 @click.option(
     "--read",
     default="last",
@@ -103,7 +107,7 @@ def command(
     for key, value, known in (("site", site, SITES), ("method", method, METHODS), ("op", op, OPS)):
         if value not in known:
             raise UsageError(f"--{key} {value!r} does not exist: use {', '.join(known)}")
-    chosen = parse_layers(layers)
+    chosen = parse_band(layers)
     data: Any
     if concept is not None and pairs is None:
         data = found = find_concept(concept)
@@ -114,6 +118,13 @@ def command(
         raise UsageError("give either a CONCEPT or --pairs FILE")
     if not title.strip() or not title.isprintable():
         raise UsageError(f"--name {title!r}: use a name of one printable line")
+    if chosen == "auto":
+        if op != "add":
+            raise UsageError(f"--layers auto goes by what adding does: name those for --op {op}")
+        from ..choice import SPLIT
+        from ..trials import check
+
+        check(data if concept is not None else None, SPLIT)
     path = output or Path(f"{title}-{short_name(model.name)}.safetensors")
     check_output(path, ".safetensors")
     from ..extract import extract
@@ -145,6 +156,8 @@ def command(
 
 def summary(vector: Any) -> str:
     """Return what a vector is, in one line."""
+    from ..grid import spelled
+
     if vector.calibration is None:
         meaning = f"not calibrated, strength 1 {strength_one(vector)}"
     else:
@@ -153,9 +166,6 @@ def summary(vector: Any) -> str:
         meaning = f"strength 1 {does}costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
         if "safe" in c:
             meaning += f"; text holds from {c['safe']['low']:g} to {c['safe']['high']:g}"
-    first, last = vector.layers[0], vector.layers[-1]
-    where = ", ".join(map(str, vector.layers))
-    if len(vector.layers) == last - first + 1 > 2:
-        where = f"{first}-{last}"
-    layers = "layer" if first == last else "layers"
+    layers = "layer" if len(vector.layers) == 1 else "layers"
+    where = f"{spelled(vector.layers)}{' (chosen)' if 'layers' in vector.evidence else ''}"
     return f"{vector.name}: {vector.op} at {vector.site}, {layers} {where}; {meaning}"

@@ -29,6 +29,7 @@ __all__ = [
     "json_option",
     "model_option",
     "model_options",
+    "parse_band",
     "parse_layers",
     "parse_steer",
     "say",
@@ -204,6 +205,15 @@ def parse_layers(text: str | None) -> list[int] | None:
             raise UsageError(f"--layers {text!r}: no model has a layer {stop}")
         layers.update(range(start, stop + 1))
     return sorted(layers)
+
+
+def parse_band(text: str | None) -> list[int] | str | None:
+    """Read `auto`, `middle` or what `parse_layers` reads: the layers of a vector to be made.
+
+    Raises:
+        UsageError: anything else.
+    """
+    return text if text in ("auto", "middle") else parse_layers(text)
 
 
 def strength_one(vector: Any) -> str:
