@@ -49,6 +49,7 @@ def calibrate(
     budget: float = BUDGET,
     neutral: Neutral | None = None,
     recipe: Recipe | None = None,
+    limits: bool = True,
     progress: Progress = silent,
 ) -> Vector:
     """Return the vector with the scale at which strength 1 costs `budget` nats.
@@ -62,6 +63,7 @@ def calibrate(
         neutral: text to measure on, to be shared between vectors of one model; None takes what the
             model wrote before or lets it write (`Neutral.kept`).
         recipe: what asks for the concept in words, under which `safe` reads perplexity.
+        limits: whether `safe` is measured, for which the model has to write.
 
     Raises:
         MlxsteerError: no strength of this vector reaches the budget.
@@ -79,7 +81,7 @@ def calibrate(
         record = _cost(model, text, vector)
         progress(stage, 1, 1)
         fixed = vector.replace(scales=np.ones_like(vector.scales), calibration=record)
-        return _with_range(model, tokenizer, fixed, recipe, progress)
+        return _with_range(model, tokenizer, fixed, recipe, progress) if limits else fixed
 
     def meter(texts: Neutral) -> Callable[[float], float]:
         measure = Meter(model, texts, vector.layers[0])
@@ -107,7 +109,7 @@ def calibrate(
     }
     scales = (vector.scales.astype(np.float64) * found.factor).astype(np.float32)
     fixed = vector.replace(scales=scales, calibration=record)
-    return _with_range(model, tokenizer, fixed, recipe, progress)
+    return _with_range(model, tokenizer, fixed, recipe, progress) if limits else fixed
 
 
 def _with_range(

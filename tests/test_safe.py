@@ -104,4 +104,6 @@ def test_a_calibration_records_the_range_of_what_it_returns() -> None:
     assert fixed.calibration is not None
     found = asdict(safe_range(model, tokenizer(), fixed))
     assert fixed.calibration["safe"] == found
+    quick = calibrate(model, tokenizer(), vector(), neutral=text, limits=False)
+    assert quick.calibration == {k: v for k, v in fixed.calibration.items() if k != "safe"}
     assert found != asdict(safe_range(model, tokenizer(), vector(scale=9)))

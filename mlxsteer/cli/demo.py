@@ -32,6 +32,7 @@ def command(model: ModelChoice, concept: str, prompt: str, max_tokens: int) -> N
     began = time.perf_counter()
     found = find_concept(concept)
     check_prompt(prompt)
+    from ..calibrate import calibrate
     from ..extract import extract
     from ..generate import encode, generate_batch
     from ..steering import Steering
@@ -43,7 +44,8 @@ def command(model: ModelChoice, concept: str, prompt: str, max_tokens: int) -> N
         loaded, tokenizer = load_model(model, progress)
         tokens = encode(loaded, tokenizer, prompt, thinking=False)  # it would fill the table
         say(f"1. loaded {loaded.source}, quantization {loaded.source.quantization}")
-        vector = extract(loaded, tokenizer, found, progress=progress)
+        vector = extract(loaded, tokenizer, found, calibrate=False, progress=progress)
+        vector = calibrate(loaded, tokenizer, vector, limits=False, progress=progress)
     say(f"2. read {vector.n_pairs} pairs of prompts: {found.positive} / {found.negative}")
     say(f"3. {summary(vector)}")
     say(f"4. {prompt!r}, greedy, three rows of one batch, each its own strength:")
