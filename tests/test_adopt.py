@@ -270,6 +270,19 @@ def test_weights_are_shared_and_modules_untouched(architecture: str) -> None:
     assert isinstance(model, type(theirs))
 
 
+def test_nothing_stands_in_the_way_where_nothing_is_steered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, theirs = pair("llama")
+    v = vector(model, (1,), "resid_post", scale=1.0)
+    monkeypatch.setattr(ADOPT, "_view", lambda *_: pytest.fail("a view was made"))
+    for idle in (Steering(), Steering((v, 0.0)), Steering((v, 1.0), phase="50:60")):
+        steered = Steered(model, idle)
+        assert mx.array_equal(steered(TOKENS, cache=steered.make_cache()), theirs(TOKENS))
+    with pytest.raises(pytest.fail.Exception, match="a view was made"):
+        forward(model, TOKENS, steering=Steering((v, 1.0)))
+
+
 class Failing(Tap):
     def stream(self, h: mx.array) -> mx.array:
         raise RuntimeError("in the middle of it")
@@ -334,31 +347,35 @@ def test_adapters(kind: str, first: bool, tmp_path: Path) -> None:
         check_site(model, site)
 
 
+def adapted(model: nn.Module, kind: str) -> nn.Module:
+    """Put random adapters into a model, as mlx-lm does."""
+    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    linear_to_lora_layers(model, 2, parameters, use_dora=kind == "dora")
+    drawn = {
+        name: 0.2 * mx.random.normal(array.shape, key=mx.random.key(len(name)))
+        for name, array in dict(tree_flatten(model.trainable_parameters())).items()
+        if "lora_" in name
+    }
+    assert len(drawn) == 4
+    model.load_weights(list(drawn.items()), strict=False)
+    model.eval()
+    return model
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_adapters_on_our_definitions(kind: str) -> None:
     """mlx-lm puts them into ours as into its own; both agree, steered too."""
-    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    ours, theirs = twins()
     tokens = mx.array([[5, 17, 3, 80]])
+    before = ours(tokens)
+    model, other = adapted(ours, kind), adopt(adapted(theirs, kind))
+    plain = forward(model, tokens)
+    assert mx.array_equal(plain, forward(other, tokens))
+    assert not mx.allclose(plain, before, atol=1e-3)
     steering = Steering((tiny_vector((1, 2), scale=2.0), 0.7))
-    found: list[tuple[nn.Module, mx.array]] = []
-    for model in twins():
-        before = model(tokens)
-        linear_to_lora_layers(model, 2, parameters, use_dora=kind == "dora")
-        drawn = {
-            name: 0.2 * mx.random.normal(array.shape, key=mx.random.key(len(name)))
-            for name, array in dict(tree_flatten(model.trainable_parameters())).items()
-            if "lora_" in name
-        }
-        assert len(drawn) == 4
-        model.load_weights(list(drawn.items()), strict=False)
-        model.eval()
-        assert not mx.allclose(model(tokens), before, atol=1e-3)
-        found.append((adopt(model) if found else model, model(tokens)))
-    (ours, a), (adopted_, b) = found
-    assert mx.array_equal(a, b)
-    steered = [forward(model, tokens, steering=steering) for model in (ours, adopted_)]
-    assert mx.array_equal(steered[0], steered[1])
-    assert not mx.allclose(steered[0], a, atol=1e-2)
+    steered = forward(model, tokens, steering=steering)
+    assert mx.array_equal(steered, forward(other, tokens, steering=steering))
+    assert not mx.allclose(steered, plain, atol=1e-2)
 
 
 @pytest.mark.parametrize(
