@@ -11,7 +11,7 @@ from mlxsteer.bench.results import Results, Row, read_results
 from mlxsteer.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("extract",)
+SCRIPTS = ("extract", "batch")
 DOCS = ROOT / "docs"
 PLOTS = {"overhead": plot_overhead, "contexts": plot_contexts}
 RESULTS = ROOT / "bench" / "results"
@@ -71,9 +71,11 @@ def test_the_readme_is_current(request: pytest.FixtureRequest) -> None:
     assert found[0] == table, "run make docs"
 
 
-def test_the_figures_of_reading_are_those_of_their_script() -> None:
+def test_the_figures_of_reading_and_writing_are_those_of_their_scripts() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     figures = {n: json.loads((RESULTS / f"{n}.json").read_text())["figures"] for n in SCRIPTS}
     whole, ratio = figures["extract"]["capture"], figures["extract"]["one at a time / batched"]
     assert f"{whole['pairs']} pairs of chat prompts take {whole['seconds']:.1f} s" in text
     assert f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as long" in text
+    ratio = figures["batch"]["32 at once / one at a time"]
+    assert f"{ratio['ratio']:.1f} times the tokens/s of one at a time" in text
