@@ -4,6 +4,7 @@ Answers to all prompts under all conditions are written greedily in one batch th
 rows end. It knows nothing of effects, nulls or evidence.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
+from .coherence import Coherence, coherence
 from .forced import Forced, Text, read_means
 from .generate import generate_batch
 from .progress import Progress, silent
@@ -19,7 +21,7 @@ from .scoring import end_of_turn
 from .state import OFF
 from .steering import Steering
 
-__all__ = ["Written", "log_probs", "means", "write"]
+__all__ = ["Written", "log_probs", "means", "read_coherence", "write"]
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,21 @@ class Written:
 def write(
     model: nn.Module,
     tokenizer: Any,
-    wanted: Sequence[tuple[Side, Steering]],
+    wanted: Sequence[Sequence[tuple[Side, Steering]]],
     tokens: int,
     *,
     progress: Progress = silent,
     stage: str = "writing answers",
-) -> list[Written]:
-    """Return the answers to prompts, each under its own steering, of at most `tokens` tokens."""
-    prompts = [render(tokenizer, side) for side, _ in wanted]
-    rows: list[list[int]] = [[] for _ in wanted]
-    total, end = len(wanted) * tokens, end_of_turn(tokenizer)
+) -> list[list[Written]]:
+    """Return the answers of at most `tokens` tokens, group by group as they were `wanted`: each
+    prompt under its own steering, all of them in one batch.
+    """
+    flat = [one for group in wanted for one in group]
+    prompts = [render(tokenizer, side) for side, _ in flat]
+    rows: list[list[int]] = [[] for _ in flat]
+    total, end = len(flat) * tokens, end_of_turn(tokenizer)
     progress(stage, 0, total)
-    each = [steering for _, steering in wanted]
+    each = [steering for _, steering in flat]
     stream = generate_batch(model, tokenizer, prompts, steering=each, max_tokens=tokens)
     for done, (i, token) in enumerate(stream):
         rows[i].append(token)
@@ -55,7 +60,8 @@ def write(
     for prompt, row in zip(prompts, rows, strict=True):
         closed = row if len(row) == tokens else [*row, end]
         found.append(Written(len(prompt), tuple(closed), tokenizer.decode(row)))
-    return found
+    rest = iter(found)
+    return [list(itertools.islice(rest, len(group))) for group in wanted]
 
 
 def log_probs(
@@ -66,6 +72,14 @@ def log_probs(
     The prompts need not be those to which the answers were written.
     """
     return Forced(model, _joined(model, tokenizer, sides, answers)).log_probs(OFF)
+
+
+def read_coherence(
+    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
+) -> Coherence:
+    """Return the coherence of answers, whose perplexity is read behind these prompts, unsteered."""
+    read = log_probs(model, tokenizer, sides, answers)
+    return coherence([one.tokens for one in answers], read)
 
 
 def means(

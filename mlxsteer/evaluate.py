@@ -12,15 +12,14 @@ It knows nothing of files, of the terminal or of how a vector was found.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.nn as nn
 import numpy as np
 
-from .answers import Written, log_probs, means, write
+from .answers import Written, means, read_coherence, write
 from .capability import read_questions
 from .capture import capture
-from .coherence import coherence
 from .completions import Completion
 from .counting import count, missing
 from .detection import Detector, by_topic
@@ -32,7 +31,7 @@ from .meter import Meter
 from .neutral import Neutral
 from .nulls import Null, equalised, isotropic, nearest, refits
 from .progress import Progress, silent
-from .prompts import Recipe, Side
+from .prompts import Recipe, Side, spread
 from .reading import read_sides
 from .runtime import check_steering
 from .scoring import LogOdds, Margins, prompted
@@ -42,9 +41,8 @@ from .steering import Steering
 from .trials import check
 from .vector import Vector
 
-__all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "check", "evaluate"]
+__all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "evaluate"]
 
-T = TypeVar("T")
 STRENGTHS = (-1.0, 0.5, 1.0, 1.5)
 ONE = "steered 1"
 LEAST_KL = 0.01  # nats: what moves the model less cannot be judged
@@ -109,7 +107,7 @@ def evaluate(
         UsageError: an unknown split, a vector that does not add.
     """
     recipe, completions = check(concept, split)
-    completions = _spread(completions, size.prompts)
+    completions = spread(completions, size.prompts)
     if vector.op != "add":
         raise UsageError(f"vector {vector.name!r} has op {vector.op}: only what adds is judged")
     if vector.is_zero:
@@ -157,10 +155,7 @@ def evaluate(
     written = _written(model, tokenizer, plans, completions, recipe, size, progress)
     texts = [one.prompt for one in completions]
     in_words: list[Side] = [prompted(recipe, text) for text in texts]
-    together = [
-        coherence([w.tokens for w in some], log_probs(model, tokenizer, in_words, some))
-        for some in written
-    ]
+    together = [read_coherence(model, tokenizer, in_words, some) for some in written]
     detector = _detector(model, tokenizer, concept, recipe, size, progress)
     if detector is not None and not detector.admitted:
         remarks.append(
@@ -219,12 +214,6 @@ def evaluate(
     )
 
 
-def _spread(items: Sequence[T], most: int) -> list[T]:
-    """Return at most so many items, spread over all."""
-    pick = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
-    return [items[i] for i in pick]
-
-
 def _floats(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
@@ -271,9 +260,7 @@ def _margin(
     """Return how strength 1 changes the margins of the capability questions."""
     stage = "asking questions"
     progress(stage, 0, 2)
-    margins = Margins(
-        model, tokenizer, _spread(read_questions(), questions), first=vector.layers[0]
-    )
+    margins = Margins(model, tokenizer, spread(read_questions(), questions), first=vector.layers[0])
     before = margins(OFF)
     progress(stage, 1, 2)
     change = margins(Steering((vector, 1.0))) - before
@@ -291,13 +278,14 @@ def _written(
     progress: Progress,
 ) -> list[list[Written]]:
     """Return the answers of every condition to every prompt."""
-    wanted: list[tuple[Side, Steering]] = [
-        (prompted(recipe, one.prompt) if plan.asked else one.prompt, plan.steering)
+    wanted: list[list[tuple[Side, Steering]]] = [
+        [
+            (prompted(recipe, one.prompt) if plan.asked else one.prompt, plan.steering)
+            for one in completions
+        ]
         for plan in plans
-        for one in completions
     ]
-    found, n = write(model, tokenizer, wanted, size.tokens, progress=progress), len(completions)
-    return [found[i * n : (i + 1) * n] for i in range(len(plans))]
+    return write(model, tokenizer, wanted, size.tokens, progress=progress)
 
 
 def _detector(
@@ -314,8 +302,9 @@ def _detector(
         return None
     texts, stage = [*learn, *tried], "writing for the detector"
     instructions = (recipe.positive, recipe.negative)
-    wanted = [(recipe.side(text, said), OFF) for said in instructions for text in texts]
+    wanted = [[(recipe.side(text, said), OFF) for text in texts] for said in instructions]
     written = write(model, tokenizer, wanted, size.tokens, progress=progress, stage=stage)
-    features = means(model, tokenizer, texts * 2, written).reshape(2, len(texts), -1)
-    train, held_out = features[:, : len(learn)], features[:, len(learn) :]
+    features = [means(model, tokenizer, texts, some) for some in written]
+    train = [some[: len(learn)] for some in features]
+    held_out = [some[len(learn) :] for some in features]
     return Detector.fit((train[0], train[1]), (held_out[0], held_out[1]))

@@ -24,6 +24,7 @@ from .errors import MlxsteerError
 from .generate import encode, forward, generate_batch
 from .library import home, neutral_prompts
 from .progress import Progress, silent
+from .prompts import spread
 from .values import canonical, parsed
 from .vector_file import whole_file
 
@@ -153,7 +154,7 @@ class Neutral:
 
     def some(self, count: int) -> "Neutral":
         """Return `count` of the texts, spread over all."""
-        pick = np.linspace(0, len(self.sequences) - 1, min(count, len(self.sequences))).astype(int)
+        pick = spread(range(len(self.sequences)), count)
         return Neutral(
             tuple(self.sequences[i] for i in pick), tuple(self.prompt_lengths[i] for i in pick)
         )

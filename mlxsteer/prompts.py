@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .errors import MlxsteerError, UsageError
 from .tables import read_rows, shown
@@ -43,12 +43,14 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "render",
+    "spread",
     "template_record",
 ]
 
 Message = dict[str, str]
 Side = str | list[Message]
 Split = Literal["train", "dev", "test"]
+T = TypeVar("T")
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 ROLES = ("system", "user", "assistant")
@@ -128,6 +130,12 @@ class Recipe:
         if self.place == "suffix":
             return f"{prompt} {instruction}"
         return [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most so many items, spread over all, the first and the last among them."""
+    count = min(most, len(items))
+    return [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def messages(side: Side) -> list[Message]:

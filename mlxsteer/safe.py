@@ -10,19 +10,19 @@ first that did not: `STRENGTHS` are all that a range can end at. It knows nothin
 effects.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.nn as nn
-import numpy as np
 
-from .answers import Written, log_probs, write
-from .coherence import MOST_PERPLEXITY, Coherence, coherence
+from .answers import Written, read_coherence, write
+from .coherence import MOST_PERPLEXITY, Coherence
 from .errors import UsageError
 from .library import neutral_prompts
 from .progress import Progress, silent
-from .prompts import Recipe, Side
+from .prompts import Recipe, Side, spread
 from .state import OFF
 from .steering import Steering
 from .vector import Vector
@@ -65,12 +65,11 @@ def safe_range(
     Args:
         recipe: what asks for either pole in words; None reads perplexity under the plain model.
     """
-    texts = neutral_prompts()
-    picked = np.linspace(0, len(texts) - 1, min(PROMPTS, len(texts))).astype(int)
-    ask = _Answers(model, tokenizer, vector, [texts[i] for i in picked], recipe, progress)
+    picked = spread(neutral_prompts(), PROMPTS)
+    ask = _Answers(model, tokenizer, vector, picked, recipe, progress)
     held: dict[float, bool] = ask([sign * s for sign in (1, -1) for s in FIRST])
     held |= ask([sign * between(held, sign) for sign in (1, -1)])
-    low, high = (max([0.0, *(s for s in STRENGTHS if held.get(sign * s))]) for sign in (-1, 1))
+    low, high = (reach(held, sign) for sign in (-1, 1))
     return SafeRange(-low or 0.0, high, len(picked), TOKENS, recipe is not None)
 
 
@@ -80,6 +79,14 @@ def between(held: dict[float, bool], sign: int) -> float:
     if not held[sign * weaker]:
         return min(STRENGTHS)
     return max(STRENGTHS) if held[sign * stronger] else 1.5
+
+
+def reach(held: dict[float, bool], sign: int) -> float:
+    """Return the strongest strength of a pole before the weakest one that did not hold, of those
+    that were tried; 0 without any.
+    """
+    tried = (s for s in STRENGTHS if sign * s in held)
+    return max([0.0, *itertools.takewhile(lambda s: held[sign * s], tried)])
 
 
 class _Answers:
@@ -113,16 +120,12 @@ class _Answers:
         return {s: self._holds(s, row) for s, row in zip(strengths, rows, strict=True)}
 
     def _write(self, strengths: Sequence[float]) -> list[list[Written]]:
-        wanted = [
-            (prompt, Steering((self.vector, strength)) if strength else OFF)
-            for strength in strengths
-            for prompt in self.prompts
-        ]
-        stage, n = f"writing with {self.vector.name}", len(self.prompts)
-        found = write(
+        steerings = [Steering((self.vector, s)) if s else OFF for s in strengths]
+        wanted = [[(prompt, steering) for prompt in self.prompts] for steering in steerings]
+        stage = f"writing with {self.vector.name}"
+        return write(
             self.model, self.tokenizer, wanted, TOKENS, progress=self.progress, stage=stage
         )
-        return [found[i * n : (i + 1) * n] for i in range(len(strengths))]
 
     def _holds(self, strength: float, answers: Sequence[Written]) -> bool:
         positive = strength > 0
@@ -137,5 +140,4 @@ class _Answers:
         if self.recipe is not None:
             said = self.recipe.positive if positive else self.recipe.negative
             sides = [self.recipe.side(prompt, said) for prompt in self.prompts]
-        read = log_probs(self.model, self.tokenizer, sides, answers)
-        return coherence([one.tokens for one in answers], read)
+        return read_coherence(self.model, self.tokenizer, sides, answers)

@@ -16,8 +16,8 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from .answers import log_probs, write
-from .coherence import Coherence, coherence
+from .answers import read_coherence, write
+from .coherence import Coherence
 from .completions import Completion
 from .errors import MlxsteerError, UsageError
 from .grid import Cell
@@ -141,14 +141,11 @@ class Trials:
             if cell.factor is not None
         ]
         new = [OFF, *steerings] if self._plain is None else steerings
-        wanted = [(side, steering) for steering in new for side in self._asked]
+        wanted = [[(side, steering) for side in self._asked] for steering in new]
         written = write(self._model, self._tokenizer, wanted, self._tokens, progress=progress)
-        n = len(self._asked)
-        read = []
-        for i in range(len(new)):
-            some = written[i * n : (i + 1) * n]
-            logs = log_probs(self._model, self._tokenizer, self._in_words, some)
-            read.append(coherence([one.tokens for one in some], logs))
+        read = [
+            read_coherence(self._model, self._tokenizer, self._in_words, some) for some in written
+        ]
         if self._plain is None:
             self._plain, *read = read
         plain, rest = self._plain, iter(read)

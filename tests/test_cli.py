@@ -357,6 +357,13 @@ def test_all_layers_of_a_vector_are_the_vector(cli: Cli, place: Path, made: Path
     assert "not calibrated on some of its layers" in part.notes[-1]
 
 
+def test_a_safe_range_that_is_none_is_not_believed(cli: Cli, place: Path, made: Path) -> None:
+    for strange in ({"low": "x", "high": 2.0}, {"low": 0.0}, 3):
+        record = {"kl": 1.0, "tokens": 9, "safe": strange}
+        read_vector(place / "strong.safetensors").replace(calibration=record).save(made)
+        assert cli("generate", PROMPT, "-n", 1, "-s", f"{made}=9").notes == []
+
+
 def test_a_strength_that_breaks_text_is_told(cli: Cli, place: Path, made: Path) -> None:
     record = {"kl": 1.0, "tokens": 9, "safe": {"low": -0.5, "high": 2.0}}
     read_vector(place / "strong.safetensors").replace(calibration=record).save(made)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny import LAYERS, tiny, tokenizer, vector
 
-from mlxsteer import safe
+from mlxsteer import answers, safe
 from mlxsteer.answers import Written
 from mlxsteer.calibrate import calibrate
 from mlxsteer.errors import UsageError
 from mlxsteer.neutral import Neutral
 from mlxsteer.prompts import Recipe
-from mlxsteer.safe import FIRST, STRENGTHS, SafeRange, safe_range
+from mlxsteer.safe import FIRST, STRENGTHS, SafeRange, reach, safe_range
 from mlxsteer.vector import Vector
 
 WHOLE = Written(3, tuple(range(safe.TOKENS)), "")
@@ -27,15 +27,15 @@ def fake(monkeypatch: pytest.MonkeyPatch, low: float, high: float, nan: float = 
 
     def write(
         model: Any, tokenizer: Any, wanted: Sequence[Any], *a: Any, **kw: Any
-    ) -> list[Written]:
-        strengths = [sum(term.strength for term in steering) for _, steering in wanted]
+    ) -> list[list[Written]]:
+        strengths = [sum(term.strength for term in group[0][1]) for group in wanted]
         if any(abs(s) >= nan for s in strengths):
             raise UsageError("NaN")
         asked.extend(sorted({s for s in strengths if s}))
-        return [WHOLE if low <= s <= high else LOOP for s in strengths]
+        return [[WHOLE if low <= s <= high else LOOP] * len(wanted[0]) for s in strengths]
 
     monkeypatch.setattr(safe, "write", write)
-    monkeypatch.setattr(safe, "log_probs", lambda m, t, sides, answers: np.zeros(len(answers)))
+    monkeypatch.setattr(answers, "log_probs", lambda m, t, sides, answers: np.zeros(len(answers)))
     return asked
 
 
@@ -46,6 +46,14 @@ def test_every_end_is_found(low: float, high: float, monkeypatch: pytest.MonkeyP
     found = safe_range(None, None, vector())  # type: ignore[arg-type]
     assert found == SafeRange(-low, high, safe.PROMPTS, safe.TOKENS, False)
     assert len(asked) == 2 * len(FIRST) + 2
+
+
+def test_a_strength_beyond_one_that_breaks_is_not_safe() -> None:
+    """Text that loops at 1, and happens not to at 2, is told from 1 on."""
+    held = {1.0: False, 2.0: True, 0.5: True, -1.0: True, -2.0: False, -1.5: True}
+    assert (reach(held, 1), reach(held, -1)) == (0.5, 1.5)
+    assert reach({1.0: True, 2.0: True, 3.0: True}, 1) == 3
+    assert reach({1.0: False, 2.0: True, 0.5: False}, 1) == 0
 
 
 def test_a_strength_that_gives_no_numbers_is_not_safe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +76,11 @@ def test_perplexity_is_read_under_the_pole_that_is_asked_for(
 
     def write(
         model: Any, tokenizer: Any, wanted: Sequence[Any], *a: Any, **kw: Any
-    ) -> list[Written]:
-        return [other if steering.active else WHOLE for _, steering in wanted]
+    ) -> list[list[Written]]:
+        return [[other if steering.active else WHOLE for _, steering in g] for g in wanted]
 
     monkeypatch.setattr(safe, "write", write)
-    monkeypatch.setattr(safe, "log_probs", log_probs)
+    monkeypatch.setattr(answers, "log_probs", log_probs)
     recipe = Recipe(("a",), "be long", "be short", "suffix")
     found = safe_range(None, None, vector(), recipe=recipe)  # type: ignore[arg-type]
     assert (found.low, found.high, found.asked) == (0, 0, True)

@@ -60,9 +60,10 @@ def command(
         judged_by = find_concept(concept)
     else:
         judged_by = found if isinstance(found, Concept) else beside(found, vector)
-    from ..evaluate import FULL, QUICK, check, evaluate
+    from ..evaluate import FULL, QUICK, evaluate
     from ..evidence import draw
     from ..evidence import markdown as tables
+    from ..trials import check
 
     check(judged_by, split)
     with bars() as progress:

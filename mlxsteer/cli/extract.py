@@ -157,6 +157,7 @@ def command(
 def summary(vector: Any) -> str:
     """Return what a vector is, in one line."""
     from ..grid import spelled
+    from ..measured import safe_range, strengths
 
     if vector.calibration is None:
         meaning = f"not calibrated, strength 1 {strength_one(vector)}"
@@ -164,8 +165,8 @@ def summary(vector: Any) -> str:
         c = vector.calibration
         does = "" if vector.op == "add" else f"{strength_one(vector)} and "
         meaning = f"strength 1 {does}costs {c['kl']:.2f} nats per token, on {c['tokens']} tokens"
-        if "safe" in c:
-            meaning += f"; text holds from {c['safe']['low']:g} to {c['safe']['high']:g}"
+        if (safe := safe_range(vector)) is not None:
+            meaning += f"; text holds from {strengths(safe)}"
     layers = "layer" if len(vector.layers) == 1 else "layers"
     where = f"{spelled(vector.layers)}{' (chosen)' if 'layers' in vector.evidence else ''}"
     return f"{vector.name}: {vector.op} at {vector.site}, {layers} {where}; {meaning}"

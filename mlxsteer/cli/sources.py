@@ -170,6 +170,7 @@ def steering_of(
     Files are checked against the model before any concept is extracted, and a strength of 0
     extracts nothing.
     """
+    from ..measured import safe_range, strengths
     from ..runtime import check_steering
     from ..steering import Steering
 
@@ -194,11 +195,11 @@ def steering_of(
             why = "on some of its layers" if left_out else "(mlxsteer calibrate does that)"
             does = strength_one(found)
             log.info("%r is not calibrated %s: strength 1 %s", found.name, why, does)
-        safe = (found.calibration or {}).get("safe")
-        if safe is not None and not safe["low"] <= strength <= safe["high"]:
+        safe = safe_range(found)
+        if safe is not None and not safe[0] <= strength <= safe[1]:
             log.warning(
-                "%s=%g is beyond where text was found to hold together, %g to %g",
-                *(found.name, strength, safe["low"], safe["high"]),
+                "%s=%g is beyond where text was found to hold together, %s",
+                *(found.name, strength, strengths(safe)),
             )
         pairs.append((found, strength))
     return Steering(*pairs, **how)
