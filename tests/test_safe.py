@@ -85,6 +85,17 @@ def test_perplexity_is_read_under_the_pole_that_is_asked_for(
     found = safe_range(None, None, vector(), recipe=recipe)  # type: ignore[arg-type]
     assert (found.low, found.high, found.asked) == (0, 0, True)
     assert {side.split()[-1] for side in sides_read} == {"long", "short"}
+    for word, ends in (("long", (-3, 0)), ("short", (0, 3))):  # one pole alone costs too much
+
+        def one(
+            m: Any, t: Any, sides: Sequence[Any], some: Sequence[Written], word: str = word
+        ) -> Any:
+            return log_probs(m, t, sides, some) * sides[0].endswith(word)
+
+        monkeypatch.setattr(answers, "log_probs", one)
+        found = safe_range(None, None, vector(), recipe=recipe)  # type: ignore[arg-type]
+        assert (found.low, found.high) == ends
+    monkeypatch.setattr(answers, "log_probs", log_probs)
     sides_read.clear()
     found = safe_range(None, None, vector())  # type: ignore[arg-type]
     assert (found.low, found.high, found.asked) == (-3, 3, False)
