@@ -92,7 +92,7 @@ def page(results: Results, plots: Sequence[Path] = ()) -> str:
         "Peak is the most memory that MLX held. Nodes are graph nodes of one pass beyond the "
         "base's; host ms is what the host takes to build the graph of a step. A target passes "
         "when the lower end reaches it with an interval no wider than 0.02, and stays open when "
-        "that is too wide, or of fewer than 10 rounds.\n",
+        "that is too wide.\n",
     ]
     if results.partial:
         parts.append("**This run was interrupted: rows are missing.**\n")

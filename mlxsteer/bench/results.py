@@ -31,7 +31,6 @@ __all__ = [
 
 SCHEMA = 1
 WIDTH = 0.02  # of an interval that can decide
-ROUNDS = 10  # behind an interval that can decide: few rounds cannot say how far they are off
 
 Kind = Literal["decode", "prefill"]
 
@@ -108,17 +107,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`pass`, `FAIL`, `open` (the interval is too wide, or of too few rounds, to tell), or ""
-        without a target.
-        """
+        """`pass`, `FAIL`, `open` (the interval is too wide to tell), or "" without a target."""
         if self.control:
             return "pass" if self.high < 1 else "FAIL"
         if self.case == "idle":
             return "pass" if self.extra_nodes == 0 else "FAIL"
         if self.target is None:
             return ""
-        if self.rounds < ROUNDS:
-            return "open"
         if self.high < self.target:
             return "FAIL"
         narrow = self.high - self.low <= WIDTH
