@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -63,7 +64,7 @@ def test_patching_into_the_same_and_into_another_model(same: bool) -> None:
     model = tiny(num_hidden_layers=14)
     other = model if same else tiny(num_hidden_layers=14, seed=1)
     clean, corrupted = list(range(5, 15)), [5, 6, 7, 60, *range(9, 15)]
-    names = {"forward": forward, "model": model, "other": other}
+    names: dict[str, Any] = {"forward": forward, "model": model, "other": other}
     names |= {"clean": clean, "corrupted": corrupted}
     exec(sketch("patching("), names)
     plain, patched = forward(other, corrupted), names["logits"]
