@@ -10,7 +10,7 @@ row), `f` the identity or relu, and a weight `w` over tokens. All edits of one p
 while a model writes: a Python float inside a compiled function would be frozen there, the slider
 would move and nothing would change.
 
-`join` compiles a whole tap, `h + (r + edits) + edits`, into one function per combination of kinds;
+`joining` makes a whole tap, `h + (r + edits) + edits`, one function per combination of kinds;
 `carry` does so with the edits of one place in a model that adds by itself.
 Additive edits are one graph node, as many as the plain add, in every dtype: vectors are float32 and
 are cast to the stream's dtype inside the compiled function, so a bfloat16 stream stays bfloat16.
@@ -35,7 +35,7 @@ __all__ = [
     "add",
     "apply",
     "carry",
-    "join",
+    "joining",
     "keep_norm",
     "read_and_write",
     "weighted",
@@ -176,7 +176,7 @@ def _for_streams(kind: Kind, values: list[mx.array]) -> list[mx.array]:
 
 
 def apply(x: mx.array, edits: tuple[Edit, ...]) -> mx.array:
-    """Return `x` with the edits done, uncompiled: what `join` fuses."""
+    """Return `x` with the edits done, uncompiled: what `joining` fuses."""
     return _edited(x, *_flat(edits))
 
 
@@ -207,29 +207,25 @@ def _compiled(
     return compiled
 
 
-def join(
-    h: mx.array,
-    r: mx.array,
-    writes: tuple[Edit, ...],
-    streams: tuple[Edit, ...],
-    plain_add: _Add,
-    *more: mx.array,
-) -> mx.array:
-    """Return the edited join as one compiled call.
+def joining(
+    writes: tuple[Edit, ...], streams: tuple[Edit, ...], plain_add: _Add, more: int
+) -> tuple[Callable[..., mx.array], tuple[mx.array, ...]]:
+    """Return the edited join as one compiled function, `fused(h, r, *more, *arrays)`, and `arrays`.
+
+    `h` is the residual before the join, `[B, T, D]` or `[B, T, S, D]`, and `r` the sub-layer's
+    output, `[B, T, D]`. Both can be kept: looking them up costs more than the call.
 
     Args:
-        h: residual before the join, `[B, T, D]` or `[B, T, S, D]`.
-        r: the sub-layer's output, `[B, T, D]`.
         writes: edits of `r`.
         streams: edits of the sum.
         plain_add: the family's own add; the stream is edited by it, too, unless it mixes streams.
             Of streams it takes `r` with and without their axis.
-        more: what such an add needs besides.
+        more: how many arrays such an add needs besides.
     """
     write_kinds, write_arrays = _flat(writes)
     stream_kinds, stream_arrays = _flat(streams)
-    fused = _compiled(plain_add, len(more), write_kinds, stream_kinds)
-    return fused(h, r, *more, *write_arrays, *stream_arrays)
+    fused = _compiled(plain_add, more, write_kinds, stream_kinds)
+    return fused, (*write_arrays, *stream_arrays)
 
 
 @functools.cache

@@ -38,6 +38,7 @@ class EditTap(Tap):
     def __init__(self, writes: tuple[edits.Edit, ...], streams: tuple[edits.Edit, ...]) -> None:
         self.writes = writes
         self.streams = streams
+        self._joining = functools.cache(functools.partial(edits.joining, writes, streams))
 
     def write(self, r: mx.array) -> mx.array:
         return edits.apply(r, self.writes)
@@ -46,7 +47,8 @@ class EditTap(Tap):
         return edits.apply(h, self.streams)
 
     def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
-        return edits.join(h, r, self.writes, self.streams, add, *more)
+        fused, arrays = self._joining(add, len(more))
+        return fused(h, r, *more, *arrays)
 
     def acts(self, stream: bool) -> bool:
         return bool(self.streams if stream else self.writes)

@@ -287,7 +287,7 @@ def test_models_show_tests_a_model(cli: Cli) -> None:
 
 
 def test_models_show_says_when_a_model_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxsteer.edits.join", lambda h, r, *rest: h + r)
+    monkeypatch.setattr("mlxsteer.edits.joining", lambda *a: (lambda h, r, *rest: h + r, ()))
     refused(cli("models", "show", "tiny", "--test"), 1, "fails the self-test", "attn_out")
 
 
