@@ -119,7 +119,7 @@ def evaluate(
     asked = LogOdds(model, tokenizer, completions, recipe=recipe, first=first)
     remarks: list[str] = []
 
-    text = Neutral.write(model, tokenizer, min_tokens=size.neutral, progress=progress)
+    text = Neutral.kept(model, tokenizer, min_tokens=size.neutral, progress=progress)
     meter = Meter(model, text, first)
     kls = {s: meter(Steering((vector, s))) for s in STRENGTHS}
     if not LEAST_KL <= kls[1.0] < float("inf"):

@@ -4,6 +4,7 @@ Plots need matplotlib (the extra `plot`), which is imported only when one is dra
 give the same picture. It knows nothing of what the figures mean.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from .errors import MlxsteerError
 
-__all__ = ["COLOURS", "figure", "markdown_table"]
+__all__ = ["COLOURS", "check_drawing", "figure", "markdown_table"]
 
 COLOURS = ("#3366cc", "#cc6633", "#339966", "#996699", "#888888")
 _STYLE: dict[Any, Any] = {
@@ -35,6 +36,16 @@ def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
+def check_drawing() -> None:
+    """Refuse plots where matplotlib is not installed, which costs nothing to ask beforehand.
+
+    Raises:
+        MlxsteerError: it is not.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MlxsteerError("plots need matplotlib: pip install 'mlxsteer[plot]'")
+
+
 @contextmanager
 def figure(path: Path, width: float, height: float, axes: int = 1) -> Iterator[Any]:
     """Yield the axes of a plot, one or a list side by side, and write it as PNG.
@@ -45,10 +56,9 @@ def figure(path: Path, width: float, height: float, axes: int = 1) -> Iterator[A
     Raises:
         MlxsteerError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MlxsteerError("plots need matplotlib: pip install 'mlxsteer[plot]'") from error
+    check_drawing()
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -907,6 +907,16 @@ def test_what_cannot_be_judged(cli: Cli, place: Path) -> None:
     refused(deaf, 1, "refuses system messages", 'place = "suffix"')
 
 
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "e.json"
+    ran = cli("eval", "nautical", "--plot", tmp_path / "e.png", "--json", out)
+    refused(ran, 1, "matplotlib", "mlxsteer[plot]")
+    assert not out.exists()
+
+
 # Bad input
 
 GENERATE = ("generate", PROMPT)

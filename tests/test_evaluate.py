@@ -201,6 +201,20 @@ def test_the_verdict_says_where_asking_wins() -> None:
     assert "more than asking" in " ".join(dataclasses.replace(e, against_prompt=won).verdict())
 
 
+def test_the_verdict_says_that_there_is_no_effect() -> None:
+    e = planted()
+    one = e.condition(1.0)
+    unsure = dataclasses.replace(e.effect, mean=0.01, low=-0.1, high=0.2)
+    none = [dataclasses.replace(c, effect=unsure) if c is one else c for c in e.conditions]
+    without = dataclasses.replace(e, conditions=tuple(none))
+    assert not without.passed
+    assert without.verdict()[0].startswith("planted FAILS")
+    assert (
+        "It has no effect on the completions that can be told from 0: +0.01 [-0.10, +0.20]"
+        in (without.verdict()[1])
+    )
+
+
 def test_progress_ends_where_it_says() -> None:
     seen: dict[str, tuple[int, int]] = {}
     v = calibrated(towards(POSITIVE, NEGATIVE))

@@ -50,11 +50,14 @@ def command(
     from ..library import Concept
     from ..library import concept as find_concept
     from ..progress import bars
+    from ..report import check_drawing
     from .sources import beside, find_vector, load_model, others_at_hand, steering_of
 
     for path, suffix in ((json_, ".json"), (markdown, ".md"), (plot, ".png")):
         if path is not None:
             check_output(path, suffix)
+    if plot is not None:
+        check_drawing()
     found = find_vector(vector)
     if concept is not None:
         judged_by = find_concept(concept)
