@@ -466,6 +466,8 @@ def test_the_record_is_of_the_library_as_it_is() -> None:
     entries = [*figures["concepts"].values(), figures["guide"]]
     assert not [e for e in entries if str(e["commit"]).endswith("+")], "measured on changed files"
     assert figures["guide"]["words"] >= 500
+    shipped = {found.name for found in concepts() if found.vector_path("smollm2-135m")}
+    assert shipped <= figures["concepts"].keys(), "run make study"
     for name, entry in figures["concepts"].items():
         found = concept(name)
         path = found.vector_path("smollm2-135m")
