@@ -35,6 +35,7 @@ from tiny import ref, tokenizer, vector
 from mlxsteer.answers import Written
 from mlxsteer.completions import Completion
 from mlxsteer.errors import MlxsteerError
+from mlxsteer.evidence import SCHEMA
 from mlxsteer.forced import Forced
 from mlxsteer.library import Concept, concept, concepts, neutral_prompts
 from mlxsteer.prompts import Pair, Recipe
@@ -153,7 +154,7 @@ def test_concepts_meet_other_talk() -> None:
     turns = neutral_turns()
     starts = {prompting.some_turns(found.name, turns, 2)[0] for found in concepts()}
     assert len(starts) > 3
-    assert prompting.some_turns("a", turns, len(turns)) != turns
+    assert tuple(prompting.some_turns("a", turns, len(turns))) != turns
     assert set(prompting.some_turns("a", turns, len(turns))) == set(turns)
 
 
@@ -176,7 +177,7 @@ def test_the_test_split_is_read_from_the_evaluation(tmp_path: Path) -> None:
         for asked in (False, True)
     ]
     written = {
-        "schema": prompting.SCHEMA,
+        "schema": SCHEMA,
         "model": loaded.source.repo,
         "split": "test",
         "vector_sha256": v.content_sha256,
