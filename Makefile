@@ -5,18 +5,19 @@
 # make docs    writes the generated pages of docs/       make vectors builds the shipped vectors
 # make evidence measures every shipped vector that has no newer evaluation, and writes the gallery
 # make bench   measures what steering costs on this machine, for an hour on a slow one
+# make study   holds steering against asking in words, for half an hour on a slow one; then make docs
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
 # Each sets up .venv first, once: the locked packages, the project and the weights of SmolLM2-135M.
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs cards gallery speed arch arch_steering deepseek_v4 \
+DOCTESTS := $(patsubst %,tests/test_%.py,docs cards gallery speed prompting arch arch_steering deepseek_v4 \
   deepseek_v4_files edits phases gguf_families)
 MODEL := smollm2-135m
 EVIDENCE := $(patsubst %/$(MODEL).safetensors,%/evaluation.json,$(wildcard vectors/*/$(MODEL).safetensors))
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test conformance lint types docs vectors evidence bench lock clean setup
+.PHONY: demo test conformance lint types docs vectors evidence bench study lock clean setup
 
 demo: setup
 	@$(BIN)/mlxsteer demo
@@ -51,6 +52,9 @@ bench: setup
 	@$(BIN)/mlxsteer bench --json bench/results
 	@$(BIN)/python bench/extract.py --json bench/results/extract.json
 	@$(BIN)/python bench/batch.py --json bench/results/batch.json
+
+study: setup
+	@$(BIN)/python bench/steer_vs_prompt.py --json bench/results/steer_vs_prompt.json $(ARGS)
 
 lock: setup
 	@echo "lock: requirements.lock"

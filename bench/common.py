@@ -8,17 +8,23 @@ from typing import Any
 
 from mlxsteer.bench.machine import machine
 from mlxsteer.bench.measure import Patience, Ratio
+from mlxsteer.vector_file import whole_file
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return what reads MODEL, --seconds and --json."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("model", nargs="?", default="smollm2-135m")
+    made.add_argument("--seconds", type=float, default=60.0, help="the most for a comparison")
+    made.add_argument("--json", type=Path, help="write the figures and the machine here")
+    return made
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
     """Read MODEL, --seconds and --json."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--seconds", type=float, default=60.0, help="the most for a comparison")
-    parser.add_argument("--json", type=Path, help="write the figures and the machine here")
-    found = parser.parse_args()
+    found = parser(doc).parse_args()
     found.patience = Patience(seconds=found.seconds)
     return found
 
@@ -29,4 +35,5 @@ def save(path: Path | None, model: Any, figures: dict[str, Any]) -> None:
         return
     shown = {k: asdict(v) if isinstance(v, Ratio) else v for k, v in figures.items()}
     record = {"machine": machine(), "model": asdict(model.source), "figures": shown}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
