@@ -1,7 +1,8 @@
-"""What a strength of 1 means: the scale at which a vector moves the model by one nat.
+"""What a strength of 1 means: the scale at which a vector moves the model by half a nat.
 
 The unit is the mean KL(unsteered || steered) per response token on neutral prompts, read
-teacher-forced on the unsteered answers. `calibrate` searches the factor on a vector's natural scale
+teacher-forced on the unsteered answers. Half a nat is what text bears: at a whole one that of most
+shipped concepts broke. `calibrate` searches the factor on a vector's natural scale
 that gives the budget, in a handful of forward passes.
 
 Edits that read the stream need no search: at strength 1 and scale 1 a projection removes, a clamp
@@ -30,7 +31,7 @@ from .vector import Vector
 
 __all__ = ["BUDGET", "Neutral", "calibrate"]
 
-BUDGET = 1.0  # nats of mean KL per response token at strength 1
+BUDGET = 0.5  # nats of mean KL per response token at strength 1
 TOLERANCE = 0.02  # relative, of the budget
 FEW = 4  # texts on which the search begins
 UNIT = "mean KL(unsteered || steered) per response token on neutral prompts, nats"

@@ -1,10 +1,11 @@
-"""Completions: two answers to one prompt that differ in the concept alone, the ruler of a concept.
+"""Completions: two answers to one prompt that differ in the concept alone.
 
 A JSON-lines file, read like the prompts that it belongs to:
 
-    {"prompt": "...", "split": "dev" | "test", "positive": "...", "negative": "..."}
+    {"prompt": "...", "split": "train" | "dev" | "test", "positive": "...", "negative": "..."}
 
-They are written before any vector is judged by them. This module knows nothing of models, nor of
+Those of `train` are what a vector is made of, the others are the ruler of the concept: they are
+written before any vector is judged by them. This module knows nothing of models, nor of
 how a completion is scored; every error names the file and the line.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import MlxsteerError
-from .prompts import Prompt, Split, check_text
+from .prompts import SPLITS, Pair, Prompt, Split, check_text
 from .tables import read_rows, shown
 
 __all__ = ["Completion", "read_completions"]
@@ -36,18 +37,25 @@ class Completion:
         if self.positive.split() == self.negative.split():
             raise MlxsteerError("both answers are equal; they must differ in the concept")
 
+    def pair(self) -> Pair:
+        """The prompt with either answer, as chat messages."""
+        asked = {"role": "user", "content": self.prompt}
+        positive, negative = (
+            [asked, {"role": "assistant", "content": answer}]
+            for answer in (self.positive, self.negative)
+        )
+        return Pair(positive, negative)
+
 
 def read_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[Completion, ...]:
-    """The completions of a file, at least one, each to another of the concept's `prompts`.
-
-    Training prompts have none: a vector was made from what is said to them.
-    """
+    """The completions of a file, at least one, each to another of the concept's `prompts`."""
     known = {(prompt.split, prompt.text) for prompt in prompts}
     found: list[Completion] = []
     seen: dict[str, str] = {}
     for where, row in read_rows(Path(path), ("prompt", "split", "positive", "negative")):
-        if row["split"] not in ("dev", "test"):
-            raise MlxsteerError(f"{where}: split is {shown(row['split'])}; it must be dev, test")
+        if row["split"] not in SPLITS:
+            splits = ", ".join(SPLITS)
+            raise MlxsteerError(f"{where}: split is {shown(row['split'])}; it must be {splits}")
         try:
             one = Completion(**row)
         except MlxsteerError as error:

@@ -38,7 +38,7 @@ class Contrast:
         model: nn.Module,
         tokenizer: Any,
         pairs: Sequence[Pair],
-        read: Read = "last",
+        read: Read | None = None,
         *,
         sites: Sequence[str],
         layers: Sequence[int],

@@ -53,7 +53,7 @@ def extract(
     remove_negative_mean: bool = False,
     site: str = "resid_post",
     layers: Sequence[int] | str | None = None,
-    read: Read = "last",
+    read: Read | None = None,
     response_tokens: int = RESPONSE_TOKENS,
     op: str = "add",
     calibrate: bool = True,
@@ -72,7 +72,9 @@ def extract(
         layers: which blocks; None or `middle` is the middle third, `auto` the band that does most
             at the cost of strength 1 on the concept's dev completions (`choice`), of `add` only.
         read: what is read of each side: `last` (prompt token), a token index, `content` (end of the
-            user's text) or `response` (its mean; written by the model where a side has none).
+            user's text) or `response` (its mean; written by the model where a side has none). None
+            is `response` of pairs that bring theirs, as those of a concept whose answers are
+            written out do (contrastive activation addition, Rimsky et al. 2024), else `last`.
         response_tokens: the most tokens of a response that the model has to write.
         op: `add`; `project` (strength 1 removes); `clamp`, whose target is the mean of the positive
             side along the direction; or `cap`, a ceiling on the concept, whose target is the mean
@@ -87,7 +89,7 @@ def extract(
             has no dev completions to choose layers by.
         UsageError: an unknown method, site, layer, op or way to read.
     """
-    read = parse_read(read)
+    read = None if read is None else parse_read(read)
     check_method(method)
     if op not in OPS:
         raise UsageError(f"op {op!r} does not exist: use {', '.join(OPS)}")

@@ -33,7 +33,7 @@ file an unknown key is refused.
     negative = "talks plainly"
     sign = "..."                   # one sentence: what a positive strength does
     license = "CC0-1.0"
-    completions = "completions.jsonl"    # optional: what the concept is judged by
+    completions = "completions.jsonl"    # optional: what it is judged by, and made of (train)
     pairs = "pairs.jsonl"          # either this file, for contrast data written out,
     [recipe]                       # or this table
     place = "system"               # or "suffix"
@@ -173,7 +173,8 @@ class Concept:
     """A folder of `vectors/`: the poles, the contrast data and where its vectors lie.
 
     Either `recipe` (its training prompts; `prompts` has every split) or `pairs_file` is given.
-    `completions` and `rule` measure how much of the concept a model shows.
+    The `completions` of the training prompts are its contrast data; the others, and `rule`, measure
+    how much of the concept a model shows.
     """
 
     name: str
@@ -188,12 +189,16 @@ class Concept:
     completions: tuple[Completion, ...] = ()
     rule: Rule | None = None
 
-    def pairs(self, split: Split = "train") -> list[Pair]:
-        """The contrast pairs of one split; pairs that are written out are all for training."""
+    def pairs(self) -> list[Pair]:
+        """The contrast pairs to train on: prompts, each with either answer that is written to it;
+        without such answers, each with either instruction of the recipe; or those of `pairs_file`.
+        """
+        if written := [one.pair() for one in self.completions if one.split == "train"]:
+            return written
         if self.recipe is not None:
-            return replace(self.recipe, prompts=self.texts(split)).pairs()
-        if split != "train" or self.pairs_file is None:
-            raise MlxsteerError(f"the concept {self.name} has no split {split!r}, only 'train'")
+            return replace(self.recipe, prompts=self.texts("train")).pairs()
+        if self.pairs_file is None:
+            raise MlxsteerError(f"the concept {self.name} has neither recipe nor pairs")
         return read_pairs(self.pairs_file)
 
     def texts(self, split: Split) -> tuple[str, ...]:

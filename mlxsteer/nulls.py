@@ -7,8 +7,9 @@
 | isotropic | a random direction at every layer |
 
 A refit turns exactly half of the pairs: with free coin flips a remainder of the true difference
-stays in, and bringing it to the same cost would make it large again. It is a mean difference at the
-last prompt token, however the judged vector was found. Isotropic directions come in addition only.
+stays in, and bringing it to the same cost would make it large again. It is a mean difference of the
+pairs as they are usually read, however the judged vector was found. Isotropic directions come in
+addition only.
 
 Equal cost is measured, not assumed: every null is searched to the KL of the judged vector on the
 same text. It knows nothing of scores. Shapes: `[N, n, D]` activations of `N` pairs at `n` layers.

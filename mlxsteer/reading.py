@@ -8,7 +8,8 @@
 | `response` | the mean over the tokens of the response |
 
 A side that ends with a message of the assistant brings its response; otherwise the model writes one
-under that side's own instruction, greedily. Either is read teacher-forced. Where a content ends or
+under that side's own instruction, greedily. Either is read teacher-forced. What is not asked for by
+name is `response` of pairs that bring theirs, and `last` of others. Where a content ends or
 a response begins is found by putting one more letter there and looking where it appears in the
 rendered text: that needs no knowledge of templates, and what a template does not show is refused.
 
@@ -38,6 +39,7 @@ __all__ = [
     "parse_read",
     "read_sides",
     "response_start",
+    "usual_read",
 ]
 
 READS = ("last", "content", "response")
@@ -75,8 +77,14 @@ def parse_read(read: Read) -> Read:
     raise UsageError(f"read {read!r} does not exist: use {', '.join(READS)}, or a token index")
 
 
-def describe(read: Read, pairs: Sequence[Pair], response_tokens: int) -> str:
+def usual_read(pairs: Sequence[Pair]) -> Read:
+    """Return what is read where nothing is said: responses if all pairs bring them, else `last`."""
+    return "response" if all(_answered(pair.positive) for pair in pairs) else "last"
+
+
+def describe(read: Read | None, pairs: Sequence[Pair], response_tokens: int) -> str:
     """Return the words for what is read, as a vector's `token` records it."""
+    read = usual_read(pairs) if read is None else read
     if read == "response":
         given = sum(_answered(pair.positive) for pair in pairs)
         written = f"a greedy response of up to {response_tokens} tokens"
@@ -92,7 +100,7 @@ def read_sides(
     model: nn.Module,
     tokenizer: Any,
     pairs: Sequence[Pair],
-    read: Read = "last",
+    read: Read | None = None,
     *,
     response_tokens: int = RESPONSE_TOKENS,
     progress: Progress = silent,
@@ -100,14 +108,14 @@ def read_sides(
     """Return what is read of the `positive` and of the `negative` side of pairs.
 
     Args:
-        read: one of `READS`, or a token index.
+        read: one of `READS`, a token index, or None (`usual_read`).
         response_tokens: the most tokens of a response that the model has to write.
 
     Raises:
         MlxsteerError: prompts over the context, a content or a response that cannot be found.
         UsageError: an unknown `read`, `response_tokens` below 1.
     """
-    read = parse_read(read)
+    read = usual_read(pairs) if read is None else parse_read(read)
     if response_tokens < 1:
         raise UsageError(f"response_tokens is {response_tokens}: use 1 or more")
     context = getattr(model.args, "max_position_embeddings", None)

@@ -232,13 +232,13 @@ def test_one_that_fails_does_not_stop_the_others(
     assert [m.path.is_file() for m in made] == [m.vector is not None for m in made]
 
     def unreachable(*arguments: Any, name: str = "", **options: Any) -> Vector:
-        raise MlxsteerError("no strength of it moves the model by 1 nats")
+        raise MlxsteerError("no strength of it moves the model by 0.5 nats")
 
     monkeypatch.setattr("mlxsteer.build.extract", unreachable)
     before = made[0].path.read_bytes()
     (failed,) = make(model, found[:1], out, anew=True)
     assert failed.vector is None
-    assert failed.error.startswith("no strength of it moves the model by 1 nats; ")
+    assert failed.error.startswith("no strength of it moves the model by 0.5 nats; ")
     assert failed.error.endswith("tiny.safetensors is left as it was")
     assert made[0].path.read_bytes() == before
 
@@ -248,7 +248,7 @@ def test_a_budget_that_is_out_of_reach_is_told(found: list[Concept], tmp_path: P
     flat.model.norm.weight = flat.model.norm.weight * 0  # logits are constant now
     for one in make(flat, found, tmp_path / "out"):
         assert one.vector is None
-        assert f"no strength of '{one.concept.name}' moves the model by 1 nats" in one.error
+        assert f"no strength of '{one.concept.name}' moves the model by 0.5 nats" in one.error
         assert not one.path.exists()
 
 

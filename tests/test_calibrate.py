@@ -1,4 +1,4 @@
-"""Strength 1 is one nat, measured again by hand on the same text."""
+"""Strength 1 is half a nat, measured again by hand on the same text."""
 
 import functools
 from typing import Any
@@ -184,7 +184,7 @@ def test_a_smaller_budget_is_a_smaller_scale() -> None:
 def test_a_vector_that_nothing_reads_is_refused() -> None:
     model = tiny()
     model.model.norm.weight = model.model.norm.weight * 0  # logits are constant now
-    with pytest.raises(MlxsteerError, match="no strength of 'v0' moves the model by 1 nats"):
+    with pytest.raises(MlxsteerError, match=r"no strength of 'v0' moves the model by 0\.5 nats"):
         calibrate(model, tokenizer(), vector((LAYERS - 1,)), neutral=usual()[1])
     with pytest.raises(MlxsteerError, match="is zero"):
         calibrate(tiny(), tokenizer(), 0 * vector())

@@ -234,12 +234,21 @@ def test_a_recipe_trains_on_the_training_prompts_alone(tmp_path: Path) -> None:
     found = concept(concept_folder(tmp_path))
     assert (found.name, found.folder, found.license) == ("tiny", tmp_path, "CC0-1.0")
     assert found.pairs() == [Pair("One? Be big.", "One?"), Pair("Two? Be big.", "Two?")]
-    assert found.pairs("dev") == [Pair("Three? Be big.", "Three?")]
     assert found.texts("dev") == ("Three?",)
     with pytest.raises(MlxsteerError, match="tiny has no prompts of the split 'test'"):
-        found.pairs("test")
+        found.texts("test")
     with pytest.raises(UsageError, match="no split is called 'valid'"):
-        found.pairs("valid")  # type: ignore[arg-type]
+        found.texts("valid")  # type: ignore[arg-type]
+
+
+def test_written_answers_to_training_prompts_are_the_pairs(tmp_path: Path) -> None:
+    row = '{"prompt": "%s", "split": "%s", "positive": "Huge.", "negative": "Tiny."}\n'
+    folder = concept_folder(tmp_path, MEASURED)
+    rows = [row % ("Two?", "train"), row % ("Three?", "dev")]
+    (folder / "completions.jsonl").write_text("".join(rows))
+    asked = {"role": "user", "content": "Two?"}
+    sides = ([asked, {"role": "assistant", "content": said}] for said in ("Huge.", "Tiny."))
+    assert concept(folder).pairs() == [Pair(*sides)]
 
 
 def test_pairs_may_be_written_out(tmp_path: Path) -> None:
@@ -247,8 +256,6 @@ def test_pairs_may_be_written_out(tmp_path: Path) -> None:
     found = read_concept(concept_folder(tmp_path, text))
     assert found.recipe is None
     assert found.pairs() == [Pair("One", "Two")]
-    with pytest.raises(MlxsteerError, match="tiny has no split 'dev', only 'train'"):
-        found.pairs("dev")
 
 
 @pytest.mark.parametrize(
@@ -421,10 +428,9 @@ def test_a_shipped_recipe_is_sound(found: Concept) -> None:
     assert not topics["train"] & (topics["dev"] | topics["test"])
     assert not topics["dev"] & topics["test"]
     assert len(topics["train"]) >= 12
-    for split in SPLITS:
-        for pair in found.pairs(split):
-            assert messages(pair.positive)[-1] == messages(pair.negative)[-1]
-            assert messages(pair.positive)[0] != messages(pair.negative)[0]
+    for pair in found.recipe.pairs():
+        assert messages(pair.positive)[-1] == messages(pair.negative)[-1]
+        assert messages(pair.positive)[0] != messages(pair.negative)[0]
 
 
 @pytest.mark.parametrize("found", concepts(), ids=lambda found: found.name)
@@ -447,7 +453,10 @@ def test_no_prompt_is_shipped_twice() -> None:
 @pytest.mark.parametrize("found", concepts(), ids=lambda found: found.name)
 def test_shipped_completions_differ_in_the_concept_alone(found: Concept) -> None:
     answered = [(one.split, one.prompt) for one in found.completions]
-    assert answered == [(p.split, p.text) for p in found.prompts if p.split != "train"]
+    prompts = [(p.split, p.text) for p in found.prompts]
+    assert answered == [one for one in prompts if one[0] != "train" or one in answered]
+    trained = len(answered) - len(found.texts("dev")) - len(found.texts("test"))
+    assert trained == 0 or trained >= 28
     sides = [(words(one.positive), words(one.negative)) for one in found.completions]
     ratios = [len(positive) / len(negative) for positive, negative in sides]
     if found.rule is not None and found.rule.kind == "length":
@@ -464,7 +473,7 @@ def test_shipped_completions_differ_in_the_concept_alone(found: Concept) -> None
 
 def test_no_completion_is_shipped_twice() -> None:
     texts = [text for found in concepts() for c in found.completions for text in _sides(c)]
-    assert len(texts) == 16 * 36 * 2
+    assert len(texts) == 2 * (16 * 36 + 370)  # dev and test, and train
     assert len({" ".join(words(text)) for text in texts}) == len(texts)
 
 

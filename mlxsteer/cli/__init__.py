@@ -23,7 +23,7 @@ __all__ = ["cli", "main"]
 
 COMMANDS = {  # name -> one line of help; each is `command` in the module of its name
     "bench": "Measure what steering costs on this machine.",
-    "calibrate": "Fix the scale of a vector: strength 1 costs one nat.",
+    "calibrate": "Fix the scale of a vector: strength 1 costs half a nat.",
     "demo": "See one answer written unsteered and steered both ways.",
     "eval": "Judge a vector: does it do what it says?",
     "extract": "Find the direction of a concept in a model.",

@@ -20,7 +20,7 @@ __all__ = ["command"]
     help="The new vector file.  [default: VECTOR itself]",
 )
 @click.option(
-    "--budget", default=1.0, show_default=True, help="Nats per written token at strength 1."
+    "--budget", default=0.5, show_default=True, help="Nats per written token at strength 1."
 )
 def command(vector: str, model: ModelChoice, output: Path | None, budget: float) -> None:
     """Fix the scale of VECTOR (a .safetensors or .gguf file, or one on the Hub) for a model.

@@ -46,7 +46,7 @@ def command(model: ModelChoice, concept: str, prompt: str, max_tokens: int) -> N
         say(f"1. loaded {loaded.source}, quantization {loaded.source.quantization}")
         vector = extract(loaded, tokenizer, found, calibrate=False, progress=progress)
         vector = calibrate(loaded, tokenizer, vector, limits=False, progress=progress)
-    say(f"2. read {vector.n_pairs} pairs of prompts: {found.positive} / {found.negative}")
+    say(f"2. read {vector.n_pairs} pairs: {found.positive} / {found.negative}")
     say(f"3. {summary(vector)}")
     say(f"4. {prompt!r}, greedy, three rows of one batch, each its own strength:")
     detokenizers = [tokenizer.detokenizer for _ in STRENGTHS]

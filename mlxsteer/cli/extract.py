@@ -48,11 +48,9 @@ __all__ = ["command", "summary"]
 )
 @click.option(
     "--read",
-    default="last",
-    show_default=True,
     metavar="WHAT",
     help="Of each side: last (prompt token), a token's index, content (its last token) or "
-    "response (its mean).",
+    "response (its mean).  [default: response of pairs that bring one, last of others]",
 )
 @click.option(
     "--response-tokens",
@@ -83,14 +81,14 @@ def command(
     method: str,
     site: str,
     layers: str | None,
-    read: str,
+    read: str | None,
     response_tokens: int,
     op: str,
     remove_negative_mean: bool,
     no_calibrate: bool,
 ) -> None:
     """Find the direction of CONCEPT (a library name or a folder) in a model and write it to a
-    file, calibrated: strength 1 costs one nat per token.
+    file, calibrated: strength 1 costs half a nat per token.
 
     \b
     Examples:
@@ -131,7 +129,8 @@ def command(
     from ..reading import parse_read
     from .sources import load_model
 
-    parse_read(read)
+    if read is not None:
+        parse_read(read)
     with bars() as progress:
         loaded, tokenizer = load_model(model, progress)
         vector = extract(
