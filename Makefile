@@ -15,6 +15,7 @@ DOCTESTS := $(patsubst %,tests/test_%.py,docs cards gallery speed prompting arch
   deepseek_v4_files edits phases gguf_families)
 MODEL := smollm2-135m
 EVIDENCE := $(patsubst %/$(MODEL).safetensors,%/evaluation.json,$(wildcard vectors/*/$(MODEL).safetensors))
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test conformance lint types docs vectors evidence bench study lock clean setup
@@ -23,7 +24,7 @@ demo: setup
 	@$(BIN)/mlxsteer demo
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 conformance: setup
 	@$(BIN)/python -m pytest -m conformance --write-docs tests/test_conformance.py

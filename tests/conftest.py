@@ -20,6 +20,8 @@ os.environ.update(  # huggingface_hub and matplotlib read these once, when they 
     MPLBACKEND="Agg",
     MPLCONFIGDIR=str(_HOME / "matplotlib"),
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # the others use the other cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(_name, None)
 

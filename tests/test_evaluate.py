@@ -252,14 +252,31 @@ def test_a_vector_that_cannot_be_judged_is_refused() -> None:
         evaluate(model(), tokenizer(), vector(), ours, split="train", size=SMALL)
 
 
+SMALL = Size(12, 4, 2, 128, 0, 3, 1, 1)  # for real weights
+
+
+def others_shipped() -> list[Vector]:
+    return [read_vector(concept(n).folder / "smollm2-135m.safetensors") for n in OTHERS]
+
+
 @pytest.mark.usefixtures("smollm2_gguf")
-def test_a_pirate_passes_and_bob_from_ohio_fails() -> None:
+def test_a_pirate_passes() -> None:
+    """On real weights, against the nulls that Bob from Ohio does not beat."""
+    smollm2, words = load("smollm2-135m")
+    pirate = concept("pirate")
+    shipped = read_vector(pirate.folder / "smollm2-135m.safetensors")
+    good = evaluate(smollm2, words, shipped, pirate, others=others_shipped(), size=SMALL)
+    assert good.effect.above
+    assert good.against_null.above
+
+
+@pytest.mark.usefixtures("smollm2_gguf")
+def test_bob_from_ohio_fails() -> None:
     """On real weights: a contrast of two names separates prompts as well as any, and means nothing.
 
     Bob is judged by the pirate's completions, against the same nulls but the pirate itself.
     """
     smollm2, words = load("smollm2-135m")
-    size = Size(12, 4, 2, 128, 0, 3, 1, 1)
     pirate = concept("pirate")
     assert pirate.recipe is not None
     names = Recipe(pirate.recipe.prompts, "You are Bob from Ohio.", "You are Tom from Texas.")
@@ -267,12 +284,7 @@ def test_a_pirate_passes_and_bob_from_ohio_fails() -> None:
     text = Neutral.write(smollm2, words, min_tokens=128)
     meaningless = extract(smollm2, words, bob, calibrate=False)
     meaningless = calibrate(smollm2, words, meaningless, neutral=text)
-    others = [read_vector(concept(n).folder / "smollm2-135m.safetensors") for n in OTHERS]
-    shipped = read_vector(pirate.folder / "smollm2-135m.safetensors")
-    good = evaluate(smollm2, words, shipped, pirate, others=others, size=size)
-    assert good.effect.above
-    assert good.against_null.above
-    bad = evaluate(smollm2, words, meaningless, bob, others=others, size=size)
+    bad = evaluate(smollm2, words, meaningless, bob, others=others_shipped(), size=SMALL)
     assert not bad.passed
     assert not bad.against_null.above
     assert bad.verdict()[0].startswith("bob FAILS")
