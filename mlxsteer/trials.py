@@ -97,6 +97,12 @@ class Trials:
         self._plain: Coherence | None = None
         self._near = {1.0: 2.0}  # budget -> what layers times factor was, last
 
+    @property
+    def baseline(self) -> Coherence:
+        """The coherence of the unsteered answers, once text has been read."""
+        assert self._plain is not None
+        return self._plain
+
     def cells(self, vector: Vector, method: str, budgets: Sequence[float]) -> list[Cell]:
         """Return a vector of natural scale at each cost, the lowest searched first.
 
@@ -143,9 +149,11 @@ class Trials:
         new = [OFF, *steerings] if self._plain is None else steerings
         wanted = [[(side, steering) for side in self._asked] for steering in new]
         written = write(self._model, self._tokenizer, wanted, self._tokens, progress=progress)
-        read = [
-            read_coherence(self._model, self._tokenizer, self._in_words, some) for some in written
-        ]
+        read = []
+        for i, some in enumerate(written):
+            progress("reading answers", i, len(written))
+            read.append(read_coherence(self._model, self._tokenizer, self._in_words, some))
+        progress("reading answers", len(written), len(written))
         if self._plain is None:
             self._plain, *read = read
         plain, rest = self._plain, iter(read)

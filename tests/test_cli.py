@@ -907,6 +907,27 @@ def test_what_cannot_be_judged(cli: Cli, place: Path) -> None:
     refused(deaf, 1, "refuses system messages", 'place = "suffix"')
 
 
+def test_a_concept_is_swept(cli: Cli, place: Path, tmp_path: Path) -> None:
+    folder = place / "harbour"
+    shutil.copytree(place / "nautical", folder)
+    for name in ("prompts.jsonl", "completions.jsonl"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace('"test"', '"dev"'))
+    out = ("--json", tmp_path / "s.json", "--markdown", tmp_path / "s.md")
+    how = ("--quick", "--layers", "each", "--layers", "1-2", "--kl", "0.1,0.5", "--site", "mlp_out")
+    ran = cli("sweep", folder, *how, *out, "--plot", tmp_path / "s.png")
+    assert (ran.code, ran.err) == (0, [])
+    assert ran.out == (tmp_path / "s.md").read_text()
+    assert ran.out.startswith("## nautical on ")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "s.json").read_text())
+    places = [cell["layers"] for cell in record["cells"]]
+    assert places == [[n] for n in range(4) for _ in range(2)] + [[1, 2]] * 2
+    assert {(c["site"], c["method"]) for c in record["cells"]} == {("mlp_out", "mean_diff")}
+    assert {cell["budget"] for cell in record["cells"]} == {0.1, 0.5}
+    shutil.rmtree(folder)
+
+
 def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1001,6 +1022,15 @@ BEFORE_LOADING = [
     (["eval", "nautical", "--split", "dev"], 1, ["nautical", "0 completions", "dev"]),
     (["eval", "strong.safetensors"], 1, ["strong.safetensors", "'strong'", "--concept"]),
     (["eval", "nautical", "--plot", "x.svg"], 2, ["x.svg", ".png"]),
+    (["sweep", "salty"], 1, ["salty", "no recipe"]),
+    (["sweep", "nautical"], 1, ["nautical", "0 completions", "dev"]),
+    (["sweep", "strong.safetensors"], 2, ["strong.safetensors is a vector", "name the concept"]),
+    (["sweep", "pirate", "--kl", "much"], 2, ["'much'", "0.5,1"]),
+    (["sweep", "pirate", "--site", "mlp_out,attic"], 2, ["'attic'", "resid_post"]),
+    (["sweep", "pirate", "--method", "guess"], 2, ["'guess'", "mean_diff"]),
+    (["sweep", "pirate", "--layers", "9-3"], 2, ["9-3", "backwards"]),
+    (["sweep", "pirate", "--read", "all"], 2, ["'all'", "response"]),
+    (["sweep", "pirate", "--plot", "x.svg"], 2, ["x.svg", ".png"]),
     (["vectors", "show", "joyfull"], 1, ["joyfull", "did you mean joyful?"]),
     (["vectors", "show", "salty"], 1, ["salty", "tiny", "mlxsteer extract"]),
     (["vectors", "build", "-o", "x"], 2, ["CONCEPT", "--all"]),

@@ -252,7 +252,7 @@ def test_a_vector_that_cannot_be_judged_is_refused() -> None:
         evaluate(model(), tokenizer(), vector(), ours, split="train", size=SMALL)
 
 
-SMALL = Size(12, 4, 2, 128, 0, 3, 1, 1)  # for real weights
+ON_REAL = Size(12, 4, 2, 128, 0, 3, 1, 1)
 
 
 def others_shipped() -> list[Vector]:
@@ -265,7 +265,7 @@ def test_a_pirate_passes() -> None:
     smollm2, words = load("smollm2-135m")
     pirate = concept("pirate")
     shipped = read_vector(pirate.folder / "smollm2-135m.safetensors")
-    good = evaluate(smollm2, words, shipped, pirate, others=others_shipped(), size=SMALL)
+    good = evaluate(smollm2, words, shipped, pirate, others=others_shipped(), size=ON_REAL)
     assert good.effect.above
     assert good.against_null.above
 
@@ -284,7 +284,7 @@ def test_bob_from_ohio_fails() -> None:
     text = Neutral.write(smollm2, words, min_tokens=128)
     meaningless = extract(smollm2, words, bob, calibrate=False)
     meaningless = calibrate(smollm2, words, meaningless, neutral=text)
-    bad = evaluate(smollm2, words, meaningless, bob, others=others_shipped(), size=SMALL)
+    bad = evaluate(smollm2, words, meaningless, bob, others=others_shipped(), size=ON_REAL)
     assert not bad.passed
     assert not bad.against_null.above
     assert bad.verdict()[0].startswith("bob FAILS")

@@ -43,7 +43,7 @@ RANKS = [
     "calibrate",
     "choice",
     "extract",
-    "bench build evaluate",
+    "bench build evaluate sweep",
     "cli",
     "__init__ __main__",
 ]

@@ -29,6 +29,7 @@ COMMANDS = {  # name -> one line of help; each is `command` in the module of its
     "extract": "Find the direction of a concept in a model.",
     "generate": "Write text with a steered model.",
     "models": "The models that are known by name.",
+    "sweep": "Find out where and how to steer a concept.",
     "vectors": "The library of concepts, and vector files.",
 }
 

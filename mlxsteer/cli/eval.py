@@ -1,12 +1,9 @@
 """`mlxsteer eval`: a vector in, the evidence for it out."""
 
-import json
-import os
-from pathlib import Path
-
 import click
 
-from .options import ModelChoice, check_output, model_options
+from .options import ModelChoice, model_options
+from .reports import Reports, report_options
 
 __all__ = ["command"]
 
@@ -23,18 +20,14 @@ __all__ = ["command"]
     help="dev while anything is still being chosen; test once.",
 )
 @click.option("--quick", is_flag=True, help="Fewer prompts, nulls and questions: a first look.")
-@click.option("--json", "json_", type=click.Path(path_type=Path), help="Write all of it here.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables here.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw effect against strength here.")
+@report_options("effect against strength")
 def command(
     vector: str,
     model: ModelChoice,
     concept: str | None,
     split: str,
     quick: bool,
-    json_: Path | None,
-    markdown: Path | None,
-    plot: Path | None,
+    reports: Reports,
 ) -> None:
     """Judge VECTOR (a concept of the library, a folder or a vector file) without a judge model.
 
@@ -50,22 +43,16 @@ def command(
     from ..library import Concept
     from ..library import concept as find_concept
     from ..progress import bars
-    from ..report import check_drawing
     from .sources import beside, find_vector, load_model, others_at_hand, steering_of
 
-    for path, suffix in ((json_, ".json"), (markdown, ".md"), (plot, ".png")):
-        if path is not None:
-            check_output(path, suffix)
-    if plot is not None:
-        check_drawing()
+    reports.check()
     found = find_vector(vector)
     if concept is not None:
         judged_by = find_concept(concept)
     else:
         judged_by = found if isinstance(found, Concept) else beside(found, vector)
     from ..evaluate import FULL, QUICK, evaluate
-    from ..evidence import draw
-    from ..evidence import markdown as tables
+    from ..evidence import draw, markdown
     from ..trials import check
 
     check(judged_by, split)
@@ -82,17 +69,6 @@ def command(
             size=QUICK if quick else FULL,
             progress=progress,
         )
-    text = tables(evidence)
-    if json_ is not None:
-        _write(json_, json.dumps(evidence.to_json(), indent=2, ensure_ascii=False) + "\n")
-    if markdown is not None:
-        _write(markdown, text)
-    if plot is not None:
-        draw(evidence, plot)
-    click.echo(text, nl=False)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    tables = markdown(evidence)
+    reports.write(evidence.to_json(), tables, lambda path: draw(evidence, path))
+    click.echo(tables, nl=False)
