@@ -6,11 +6,11 @@ build that was killed goes on where it stopped: a vector that is there, and is w
 is left as it is.
 
 A vector is the one that `extract` makes, byte for byte, on the layers that are chosen by the
-concept's dev completions where it has them: the concepts are read one after another,
-each side's instruction once. Reading them all at once would save nothing: on SmolLM2 the 1,536
-prompts of the 16 shipped concepts have 60,756 tokens, this way reads 22,310 of them, in 66 passes,
-and no order can read fewer than 19,985, because no prompt stands in two concepts. What they share
-is the neutral text on which they are calibrated, and that is written once.
+concept's dev completions where it has them. The concepts are read one after another, what the sides
+of each begin with once: on SmolLM2 the 1,220 sides of the 16 shipped concepts have 70,703 tokens,
+of which this way reads 45,450, in 92 passes. No prompt stands in two concepts, so that reading them
+all at once would save nothing. What they share is the neutral text on which they are calibrated,
+and that is written once.
 
 It knows nothing of the terminal, and of how a vector is found or calibrated.
 """

@@ -175,7 +175,7 @@ CHANGES: dict[str, Callable[[Vector], Vector]] = {
     "method": lambda v: v.replace(method="pca"),
     "layers": lambda v: v.replace(layers=(2,)),
     "template": lambda v: v.replace(template={**v.template, "sha256": ""}),
-    "budget": lambda v: v.replace(calibration={**(v.calibration or {}), "budget": 0.5}),
+    "budget": lambda v: v.replace(calibration={**(v.calibration or {}), "budget": 2.0}),
     "text_sha256": lambda v: v.replace(calibration={**(v.calibration or {}), "text_sha256": "0"}),
     "calibration, no safe range": lambda v: v.replace(
         calibration={k: c for k, c in (v.calibration or {}).items() if k != "safe"}
