@@ -21,7 +21,6 @@ from mlxsteer.bench.measure import Block, Patience, Ratio, interleaved
 from mlxsteer.claims import condition, records
 from mlxsteer.completions import Completion
 from mlxsteer.errors import MlxsteerError
-from mlxsteer.evaluate import check
 from mlxsteer.evidence import SCHEMA
 from mlxsteer.forced import Forced
 from mlxsteer.generate import stream_generate
@@ -32,6 +31,7 @@ from mlxsteer.scoring import LogOdds, answered, end_of_turn, prompted
 from mlxsteer.state import OFF
 from mlxsteer.steering import Steering
 from mlxsteer.tables import read_rows
+from mlxsteer.trials import check
 from mlxsteer.values import canonical
 from mlxsteer.vector import Vector
 

@@ -287,7 +287,7 @@ def _guide(record: Record) -> str:
         f"{len(scores['plain'])} prompts of their own with an answer in the guide's style and one "
         "in another (`bench/style_guide.jsonl`), the KL per token on what the model writes "
         f"greedily with the guide in context ({entry['kl_tokens']} tokens, {len(kl['plain'])} "
-        "prompts). Strength 1 costs a nat, whatever the guide itself moves. Vectors of other "
+        "prompts). Strength 1 costs half a nat, whatever the guide itself moves. Vectors of other "
         "concepts cost as much and show what any change does.\n\n"
         f"{markdown_table(head, rows)}\n{markdown_table(columns, answers)}"
     )

@@ -37,12 +37,12 @@ import mlxsteer
 from mlxsteer.bench.machine import machine
 from mlxsteer.cli.sources import others_at_hand, steering_of
 from mlxsteer.errors import MlxsteerError
-from mlxsteer.evaluate import check
 from mlxsteer.library import Concept, concepts
 from mlxsteer.library import concept as find_concept
 from mlxsteer.neutral import Neutral
 from mlxsteer.progress import Progress, bars
 from mlxsteer.steering import Steering
+from mlxsteer.trials import check
 from mlxsteer.vector import Vector
 
 GUIDE = "style-guide"

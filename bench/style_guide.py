@@ -123,8 +123,8 @@ def measure_guide(
     progress(stage, len(steered), len(steered))
 
     some, stage = [one.prompt for one in pairs[:ANSWERS]], "writing with the guide"
-    wanted = [(side, OFF) for side in sides[:ANSWERS]]
-    written = write(model, tokenizer, wanted, TOKENS, progress=progress, stage=stage)
+    wanted: list[tuple[Side, Steering]] = [(side, OFF) for side in sides[:ANSWERS]]
+    (written,) = write(model, tokenizer, [wanted], TOKENS, progress=progress, stage=stage)
     said = _distributions(Forced(model, _joined(tokenizer, sides[:ANSWERS], written)))
     texts = Forced(model, _joined(tokenizer, some, written), first)
     kl = {name: floats(_from(said, texts, s)) for name, s in {"plain": OFF, **steered}.items()}
@@ -132,7 +132,7 @@ def measure_guide(
     shown: list[tuple[Side, Steering]] = [
         (prompt, s) for prompt in some[:SHOWN] for s in (OFF, steerings[ONE])
     ]
-    more = [w.text for w in write(model, tokenizer, shown, TOKENS, progress=progress)]
+    more = [w.text for w in write(model, tokenizer, [shown], TOKENS, progress=progress)[0]]
     prompt = middle(tokenizer, pairs)
     timed = with_guide(text, prompt), prompt, steerings[ONE]
     return {

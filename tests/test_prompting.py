@@ -227,7 +227,7 @@ def test_a_guide_is_held_against_its_vector() -> None:
     found = guided()
     assert found["words"] == 9
     for how in ("last", "response"):
-        assert found["vectors"][how]["kl"] == pytest.approx(1, rel=0.05)
+        assert found["vectors"][how]["kl"] == pytest.approx(0.5, rel=0.05)
         assert found["vectors"][how]["pairs"] == 4
     ways = [f"{how} {s:g}" for how in ("last", "response") for s in (0.25, 0.5, 1)]
     assert list(found["kl"]) == ["plain", *ways, "other"]
