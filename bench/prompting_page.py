@@ -336,8 +336,10 @@ def guide_said(record: Record) -> str:
     return said
 
 
-def readme(record: Record) -> str:
-    """Return the README's block."""
+def readme(record: Record | None) -> str:
+    """Return the README's block; None is no record yet."""
+    if record is None:
+        return "Not measured yet for these vectors: `make study` does it.\n"
     figures, last = record["figures"], record["figures"]["turns"][-1]
     entry, every = figures["guide"], figures["concepts"].values()
     more = [e["first_token"]["asked_tokens"] - e["first_token"]["steered_tokens"] for e in every]
@@ -362,7 +364,10 @@ def readme(record: Record) -> str:
         f"{counted(record)} {guide_said(record)} Asking takes {saved:.0f} tokens of words "
         f"({np.mean(more):+.0f} in SmolLM2's prompts, whose system message they replace); with the "
         f"guide the first token takes {plain['ratio']:.1f} [{plain['low']:.1f}, "
-        f"{plain['high']:.1f}] times as long.\n"
+        f"{plain['high']:.1f}] times as long.\n\n"
+        "![effect of asking and of steering behind more and more turns of talk]"
+        "(docs/prompting/fading.png)\n\nEvery concept, what the words cost, and where asking wins: "
+        "[docs/prompting.md](docs/prompting.md), measured by `make study`.\n"
     )
 
 

@@ -251,11 +251,13 @@ def test_what_a_vector_makes_the_model_write_is_on_its_card_and_of_no_other(
 def test_the_safe_range_is_shown(small: list[Concept]) -> None:
     (one, _) = known(small)
     assert one.vector is not None
-    assert "before its text breaks was not measured" in pages.card(one, NOTHING)
-    safe = {**(one.vector.calibration or {}), "safe": {"low": -1.5, "high": 2.0}}
+    without = {k: v for k, v in (one.vector.calibration or {}).items() if k != "safe"}
+    unknown = replace(one, vector=one.vector.replace(calibration=without))
+    assert "before its text breaks was not measured" in pages.card(unknown, NOTHING)
+    safe = {**without, "safe": {"low": -1.5, "high": 2.0}}
     one = replace(one, vector=one.vector.replace(calibration=safe))
     assert "strengths from -1.5 to 2; tried were 0.5" in pages.card(one, NOTHING)
-    assert "| 10 to 19 | -1.5 to 2 |" in pages.readme([one], False)
+    assert f"| {pages.layers_of(one.vector)} | -1.5 to 2 |" in pages.readme([one], False)
 
 
 def test_the_plot_is_drawn(small: list[Concept], tmp_path: Path) -> None:

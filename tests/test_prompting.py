@@ -449,7 +449,10 @@ def test_the_page_says_what_a_vector_has_of_the_guide() -> None:
 
 
 def test_the_block_of_the_readme_and_the_plots_are_made_of_the_record(tmp_path: Path) -> None:
+    assert readme(None) == "Not measured yet for these vectors: `make study` does it.\n"
     text = readme(record())
+    assert "](docs/prompting/fading.png)" in text
+    assert "](docs/prompting.md)" in text
     assert re.search(r"concepts \| \+1\.00 \[.*?\] \| \+2\.00 \[.*?\] \| \+3\.00 ", text)
     assert re.search(r"guide of 600 tokens \| \+1\.00 \[.*?\] \| \+0\.50 \[.*?\] \|", text)
     assert "9.0 [1.2, 1.3] times as long" in text
@@ -460,7 +463,10 @@ def test_the_block_of_the_readme_and_the_plots_are_made_of_the_record(tmp_path: 
 
 # what is committed
 
+measured_once = pytest.mark.skipif(not RECORD.is_file(), reason="make study has not been run")
 
+
+@measured_once
 def test_the_record_is_of_the_library_as_it_is() -> None:
     read = json.loads(RECORD.read_text())
     figures = read["figures"]
@@ -481,6 +487,7 @@ def test_the_record_is_of_the_library_as_it_is() -> None:
             assert same, f"{name}: run make study"
 
 
+@measured_once
 def test_the_page_and_its_plots_are_current(request: pytest.FixtureRequest) -> None:
     read = json.loads(RECORD.read_text())
     plots = [Path("prompting") / f"{name}.png" for name in PLOTS]
@@ -495,7 +502,8 @@ def test_the_page_and_its_plots_are_current(request: pytest.FixtureRequest) -> N
 
 
 def test_the_readme_is_current(request: pytest.FixtureRequest) -> None:
-    block, path = readme(json.loads(RECORD.read_text())), ROOT / "README.md"
+    read = json.loads(RECORD.read_text()) if RECORD.is_file() else None
+    block, path = readme(read), ROOT / "README.md"
     if request.config.getoption("--write-docs"):
         path.write_text(BLOCK.sub(lambda _: block, path.read_text()))
     found = BLOCK.search(path.read_text())
