@@ -660,7 +660,7 @@ def test_build_and_use(
     assert ran.out == f"{out}/first/tiny.safetensors\n{out}/last/tiny.safetensors\n"
     assert [line[:11] for line in ran.err] == ["1/3 first: ", "3/3 last: a", "error: dull"]
     assert "the same to the model" in ran.err[-1]
-    assert "strength 1 costs 1.0" in ran.err[0]
+    assert "strength 1 costs 0.5" in ran.err[0]
     before = read_vector(out / "last" / "tiny.safetensors")
     again = cli("vectors", "build", first, last, "-o", out)
     assert (again.code, len(again.err), again.out) == (0, 2, ran.out)
@@ -726,19 +726,20 @@ def test_a_build_that_was_killed_goes_on(cli: Cli, place: Path, tmp_path: Path) 
 def test_extract_show_use_calibrate(cli: Cli, made: Path) -> None:
     ran = cli(*EXTRACT)
     assert (ran.code, ran.out) == (0, "made.safetensors\n")
-    assert "1.0" in ran.err[-1]
+    assert "strength 1 costs 0.5" in ran.err[-1]
     shown = cli("vectors", "show", made.name).out
     assert "tiny" in shown
     assert "nats per token" in shown
+    assert "text holds  at strengths from -3 to 3" in shown
     record = json.loads(cli("vectors", "show", made.name, "--json").out)
     assert (record["name"], record["n_pairs"], record["width"]) == ("salty", 5, 64)
     assert written(cli, "-s", f"{made.name}=3") != written(cli)
 
-    half = cli("calibrate", made.name, "--budget", 0.5)
+    half = cli("calibrate", made.name, "--budget", 0.25)
     assert (half.code, half.out) == (0, "made.safetensors\n")
     smaller = read_vector(made)
     assert smaller.calibration is not None
-    assert smaller.calibration["budget"] == 0.5
+    assert smaller.calibration["budget"] == 0.25
     assert max(smaller.scales) < max(record["scales"])
 
 

@@ -63,7 +63,7 @@ def command(
 
     Every cell is brought to the same cost (mean KL) on neutral text and read on the dev split of
     the concept's completions; the best is the one that surely moves them most in text that holds
-    together. The test split is left to mlxsteer eval. The table goes to stdout.
+    together. The test split is left to eval. The table goes to stdout.
 
     \b
     Examples:

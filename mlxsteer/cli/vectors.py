@@ -102,6 +102,8 @@ def show(vector: str, model: str, json_: bool) -> None:
 
 def _described(vector: Any) -> dict[str, object]:
     """Return what is worth a line on a screen."""
+    from ..measured import safe_range, strengths
+
     lines: dict[str, object] = {
         "name": vector.name,
         "positive": vector.positive,
@@ -127,6 +129,8 @@ def _described(vector: Any) -> dict[str, object]:
         nats = f"{kl:.2f}" if isinstance(kl, float) else kl
         does = "" if vector.op == "add" else f"{strength_one(vector)} and "
         lines["strength 1"] = f"{does}costs {nats} nats per token, on {tokens} neutral tokens"
+    if (safe := safe_range(vector)) is not None:
+        lines["text holds"] = f"at strengths from {strengths(safe)}"
     return {key: value for key, value in lines.items() if value != ""}
 
 
