@@ -757,7 +757,7 @@ def test_the_shipped_library_can_be_shared(server: Server, tmp_path: Path) -> No
         (["push", "FOLDER", "--repo", "x"], 2, "'x' is no Hub id"),
         (["push", "FOLDER", "--repo", "alice/x", "--license", "MIT"], 2, "is in its vector.toml"),
         (["push", "FOLDER", "--repo", "alice/x", "--base-model", "x"], 2, "'x' is no Hub id"),
-        (["push", "sea", "--repo", "alice/x"], 1, "sea has no vector to push"),
+        (["push", "BARE", "--repo", "alice/x"], 1, "salty has no vector to push"),
         (["push", "none", "--repo", "alice/x"], 1, "no concept and no folder"),
         (["pull", "pirate"], 2, "'pirate' is no repository"),
         (["pull", "eve/none"], 1, "no repository of vectors 'eve/none' is on the Hub"),
@@ -772,7 +772,10 @@ def test_wrong_words(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     salty(tmp_path / "salty")
-    words = [str(tmp_path / "salty") if word == "FOLDER" else word for word in words]
+    for vector in salty(tmp_path / "bare").folder.glob("*.safetensors"):
+        vector.unlink()
+    places = {"FOLDER": str(tmp_path / "salty"), "BARE": str(tmp_path / "bare")}
+    words = [places.get(word, word) for word in words]
     with pytest.raises(SystemExit) as left:
         main(["vectors", *words])
     out, err = capsys.readouterr()
