@@ -114,13 +114,13 @@ def evaluate(
         raise MlxsteerError(f"vector {vector.name!r} is zero: no strength of it does anything")
     rivals = nearest(vector, others, size.others)
     check_steering(model, Steering((vector, 1.0), *((v, 1.0) for v in rivals)))
-    first = min(v.layers[0] for v in (vector, *rivals))
-    plain = LogOdds(model, tokenizer, completions, first=first)
-    asked = LogOdds(model, tokenizer, completions, recipe=recipe, first=first)
+    firsts = [v.layers[0] for v in (vector, *rivals)]
+    plain = LogOdds(model, tokenizer, completions, first=firsts)
+    asked = LogOdds(model, tokenizer, completions, recipe=recipe, first=vector.layers[0])
     remarks: list[str] = []
 
     text = Neutral.kept(model, tokenizer, min_tokens=size.neutral, progress=progress)
-    meter = Meter(model, text, first)
+    meter = Meter(model, text, firsts)
     kls = {s: meter(Steering((vector, s))) for s in STRENGTHS}
     if not LEAST_KL <= kls[1.0] < float("inf"):
         raise MlxsteerError(
