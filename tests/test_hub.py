@@ -772,8 +772,8 @@ def test_wrong_words(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     salty(tmp_path / "salty")
-    for vector in salty(tmp_path / "bare").folder.glob("*.safetensors"):
-        vector.unlink()
+    for made_of_it in salty(tmp_path / "bare").folder.glob("*.safetensors"):
+        made_of_it.unlink()
     places = {"FOLDER": str(tmp_path / "salty"), "BARE": str(tmp_path / "bare")}
     words = [places.get(word, word) for word in words]
     with pytest.raises(SystemExit) as left:
