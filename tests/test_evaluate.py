@@ -280,7 +280,8 @@ def test_bob_from_ohio_fails() -> None:
     pirate = concept("pirate")
     assert pirate.recipe is not None
     names = Recipe(pirate.recipe.prompts, "You are Bob from Ohio.", "You are Tom from Texas.")
-    bob = dataclasses.replace(pirate, name="bob", recipe=names)
+    held_out = tuple(one for one in pirate.completions if one.split != "train")
+    bob = dataclasses.replace(pirate, name="bob", recipe=names, completions=held_out)
     text = Neutral.write(smollm2, words, min_tokens=128)
     meaningless = extract(smollm2, words, bob, calibrate=False)
     meaningless = calibrate(smollm2, words, meaningless, neutral=text)
