@@ -4,12 +4,14 @@ A `Forced` holds texts, each a prompt and an answer that is read and not written
 all of them once under one steering. What all texts share is read once, texts are batched by
 length, and blocks below the first that can be steered are read in the first call and never again:
 their residual is patched in, and MLX never evaluates what is replaced. Where several such places
-are named, a call goes on from the highest that its steering does not reach below.
+are named, a call goes on from the highest that its steering does not reach below. Behind the last
+block only the answers' tokens go on: the head, a fifth of a small model, is not for prompts.
 
 It knows nothing of what the texts are nor of what is made of the logits. Shapes: a pass gives
 `[n, V]` for the `n` answer tokens in it.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,7 @@ from .errors import MlxsteerError
 from .patch import PatchTap
 from .plan import taps
 from .steering import Steering
-from .taps import PLAIN, Taps
+from .taps import PLAIN, Add, Join, Tap, Taps
 
 __all__ = ["Forced", "Text", "read_means"]
 
@@ -65,6 +67,42 @@ class _Pass:
     picked: mx.array
 
 
+class _PickTap(Tap):
+    """Lets only the tokens `picked` through one join: `[B, T, ...]` becomes `[1, n, ...]`.
+
+    An adopted model adds by itself and never asks for the join: then `done` stays False, and all
+    tokens pass.
+    """
+
+    def __init__(self, inner: Tap, picked: mx.array) -> None:
+        self.inner = inner
+        self.picked = picked
+        self.done = False
+
+    def write(self, r: mx.array) -> mx.array:
+        return self.inner.write(r)
+
+    def stream(self, h: mx.array) -> mx.array:
+        return self.inner.stream(h)
+
+    def join(self, h: mx.array, r: mx.array, add: Add = operator.add, *more: mx.array) -> mx.array:
+        self.done = True
+        return _flat(self.inner.join(h, r, add, *more))[self.picked][None]
+
+    def acts(self, stream: bool) -> bool:
+        return self.inner.acts(stream)
+
+    def carry(
+        self, target: mx.array, read: mx.array, *, stream: bool, scale: float = 1.0
+    ) -> mx.array:
+        return self.inner.carry(target, read, stream=stream, scale=scale)
+
+
+def _flat(x: mx.array) -> mx.array:
+    """Return `[B, T, ...]` as `[B * T, ...]`."""
+    return x.reshape(-1, *x.shape[2:])
+
+
 class Forced:
     """Texts to be read under steerings.
 
@@ -88,6 +126,7 @@ class Forced:
         for batch in batches([len(text.tokens) - 1 - self.prefix for text in texts], size):
             self._passes.append(_make_pass(texts, batch, self.prefix))
         self._head = mx.array(np.array([texts[0].tokens[: self.prefix]], np.int32))
+        self._head_end = mx.array([self.prefix - 1])
         self._residuals: dict[int, dict[int, mx.array]] = {}  # of a pass: block -> its input
 
     def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
@@ -109,20 +148,26 @@ class Forced:
         if self.prefix:
             cache = self.model.make_cache()
             wanted = taps((steering.at(0, self.prefix, self.prefix + 1),))
-            mx.eval(self._through(-1, self._head, cache, wanted, lowest)[:, -1, :1])
+            mx.eval(self._through(-1, self._head, self._head_end, cache, wanted, lowest))
         for i, each in enumerate(self._passes):
             T = each.tokens.shape[1]
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
             copies = repeat_cache(cache, each.tokens.shape[0])
-            logits = self._through(i, each.tokens, copies, taps(acting), lowest)
-            logits = logits.reshape(-1, logits.shape[-1])[each.picked]
+            wanted = taps(acting)
+            logits = self._through(i, each.tokens, each.picked, copies, wanted, lowest)
             yield each.rows, each.targets, logits.astype(mx.float32)
 
     def _through(
-        self, key: int, tokens: mx.array, cache: list[Any] | None, wanted: Taps, lowest: int
-    ) -> Any:
-        """Return the logits of one pass; what blocks below the `lowest` steered one make is kept
-        under `key`.
+        self,
+        key: int,
+        tokens: mx.array,
+        picked: mx.array,
+        cache: list[Any] | None,
+        wanted: Taps,
+        lowest: int,
+    ) -> mx.array:
+        """Return the logits `[n, V]` of the tokens `picked` in one pass; what blocks below the
+        `lowest` steered one make is kept under `key`.
         """
         kept = self._residuals.setdefault(key, {})
         start = max((n for n in kept if n <= lowest), default=0)
@@ -133,11 +178,13 @@ class Forced:
         table: dict[int, dict[str, mx.array]] = {}
         if new:
             wanted, table = capturing([n - 1 for n in new], ["resid_post"], inner=wanted)
-        logits = self.model(tokens, cache=cache, taps=wanted)
+        last: tuple[int, Join] = (len(self.model.layers) - 1, "mlp")
+        pick = _PickTap(wanted.table.get(last, PLAIN), picked)
+        logits = _flat(self.model(tokens, cache=cache, taps=Taps({**wanted.table, last: pick})))
         for n in new:
             kept[n] = table[n - 1]["resid_post"]
         mx.eval([kept[n] for n in new])
-        return logits
+        return logits if pick.done else logits[picked]
 
     def log_probs(self, steering: Steering) -> np.ndarray:
         """Return the mean log-probability of each text's answer tokens, `[N]`, in nats."""

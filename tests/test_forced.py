@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import adopted
 import numpy as np
 import pytest
 from tiny import tiny, vector
+from tiny_deepseek import deepseek
+from zoo import build
 
+from mlxsteer.adopt import adopt
 from mlxsteer.capture import capture
 from mlxsteer.errors import MlxsteerError
 from mlxsteer.forced import Forced, Text, read_means
@@ -58,6 +62,44 @@ def test_sliding_windows_are_read_too() -> None:
     forced = Forced(model, TEXTS, 1)
     assert forced.prefix == 0
     assert forced.log_probs(steering) == pytest.approx(by_hand(model, steering), rel=1e-4)
+
+
+def test_the_head_reads_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the last token of what all prompts share."""
+    model, read = tiny(), []
+    embedding = type(model.model.embed_tokens)
+    head = embedding.as_linear
+
+    def counted(self: Any, x: Any) -> Any:
+        read.append(int(np.prod(x.shape[:-1])))
+        return head(self, x)
+
+    monkeypatch.setattr(embedding, "as_linear", counted)
+    Forced(model, TEXTS).log_probs(Steering())
+    assert sum(read) == 1 + sum(len(text.tokens) - text.start for text in TEXTS)
+
+
+def test_an_adopted_model_is_read_too() -> None:
+    """It never asks for a join, so that all its tokens reach the head."""
+    model = adopt(build("olmo2"))
+    last = len(model.layers) - 1
+    v = adopted.vector(model, (last,), "resid_post", scale=3.0)
+    forced = Forced(model, TEXTS, last)
+    steerings = [Steering((v, strength)) for strength in (0.0, 1.0, -1.0)]
+    found = [forced.log_probs(steering) for steering in steerings]
+    for steering, one in zip(steerings, found, strict=True):
+        assert one == pytest.approx(by_hand(model, steering), rel=1e-4)
+    assert np.abs(found[1] - found[0]).max() > 0.01
+    assert np.abs(found[1] - found[2]).max() > 0.01
+
+
+def test_several_streams_are_read_too() -> None:
+    model = deepseek()
+    v = adopted.vector(model, (2,), "resid_post", scale=5.0)
+    forced = Forced(model, TEXTS, 2)
+    for strength in (0.0, 1.0, -1.0):
+        steering = Steering((v, strength))
+        assert forced.log_probs(steering) == pytest.approx(by_hand(model, steering), rel=1e-3)
 
 
 def test_what_steers_below_the_lowest_block_is_refused() -> None:
