@@ -74,8 +74,8 @@ def of_concept(concept: Concept, base_models: Sequence[str] = ()) -> Bundle:
     vectors = {p.stem: read_vector(p) for p in found.values() if p.suffix == ".safetensors"}
     if not vectors:
         raise MlxsteerError(
-            f"{concept.name} has no vector to push: mlxsteer extract {concept.name} -o "
-            f"{folder}/MODEL.safetensors"
+            f"{concept.name} has no vector to push: mlxsteer vectors build {folder} -o NEW makes "
+            f"one, then push NEW/{concept.name}"
         )
     pairs = pairs_sha256(concept.pairs())
     for stem, vector in vectors.items():
@@ -188,15 +188,16 @@ def _control_vector(vector: Vector, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def collect(bundles: Sequence[Bundle], repo: str) -> dict[str, bytes]:
-    """Return every file of the repository: one bundle at its root, several in folders.
+def collect(bundles: Sequence[Bundle], repo: str, *, library: bool = False) -> dict[str, bytes]:
+    """Return every file of the repository: one bundle at its root; several in folders, and one
+    that is a `library`, so that others can join it.
 
     Raises:
         MlxsteerError: there is none, or a file tells of this machine.
     """
     if not bundles:
         raise MlxsteerError("no concept has a vector to push: mlxsteer extract makes one")
-    whole = len(bundles) > 1
+    whole = library or len(bundles) > 1
     files: dict[str, bytes] = {}
     rows = []
     for bundle in bundles:

@@ -22,7 +22,7 @@ from tiny import ref, tiny, vector
 from mlxsteer.bundle import collect, of_concept, of_vector
 from mlxsteer.catalog import search
 from mlxsteer.cli import main
-from mlxsteer.cli.sources import named_vectors, steering_of
+from mlxsteer.cli.sources import library_at, named_vectors, steering_of
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.generate import forward
 from mlxsteer.hub import Shared, open_repo
@@ -75,7 +75,7 @@ def _logging() -> Iterator[None]:
 def server(
     process: Server, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Server:
-    process.do("set", repos={}, blobs={}, collections={}, fail=[], cut="", log=[])
+    process.do("set", repos={}, blobs={}, collections={}, fail=[], yaml={}, cut="", log=[])
     connect(monkeypatch, process, tmp_path_factory.mktemp("cache"))
     return process
 
@@ -260,6 +260,41 @@ def test_all_of_a_concept_comes_into_a_folder(server: Server, tmp_path: Path) ->
     assert again.changed == ()
     with pytest.raises(UsageError, match="not empty: name a new folder"):
         shared("alice/salty").save(place)
+
+
+def test_a_library_comes_back_whole_and_can_grow(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lib = tmp_path / "lib"
+    salty(lib / "salty")
+
+    def share(folder: Path) -> Any:
+        bundles = [of_concept(concept) for concept in library_at(str(folder))]
+        return push(collect(bundles, "alice/lib", library=True), "alice/lib")
+
+    share(lib)  # of one concept, in a folder from the start
+    assert load_vector("alice/lib").name == "salty"
+    place = tmp_path / "back"
+    open_repo(HubRef("alice/lib"), whole=True).save(place)
+    assert {path.name for path in place.iterdir()} == {"salty", "source.json"}
+    assert share(place).changed == ()
+    sweet = salty(place / "sweet", "sweet")
+    bare = salty(place / "umami", "umami")
+    (bare.folder / "tiny.safetensors").unlink()
+    with caplog.at_level("INFO", "mlxsteer"):
+        changed = share(place).changed
+    assert "without a vector, left out: umami" in caplog.text
+    assert {name.partition("/")[0] for name in changed} == {"README.md", "config.json", "sweet"}
+    with pytest.raises(MlxsteerError, match=r"also holds sweet/tiny.safetensors.*with --all"):
+        share(lib)
+    again = tmp_path / "again"
+    open_repo(HubRef("alice/lib"), whole=True).save(again)
+    assert sorted(path.name for path in again.iterdir()) == ["salty", "source.json", "sweet"]
+    wanted = read_vector(sweet.folder / "tiny.safetensors")
+    assert read_vector(again / "sweet" / "tiny.safetensors") == wanted
+    one = tmp_path / "one"
+    shared("alice/lib:sweet").save(one)
+    assert read_concept(one).name == "sweet"
 
 
 # Steering
@@ -510,8 +545,9 @@ def test_what_is_public_is_not_taken_for_private(server: Server, tmp_path: Path)
 def test_tokens(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     concept = salty(tmp_path / "salty")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(MlxsteerError, match="the token is not valid: run hf auth login"):
-        pushed(concept)
+    for act in (lambda: pushed(concept), lambda: load_vector("alice/salty"), search):
+        with pytest.raises(MlxsteerError, match="the token is not valid: run hf auth login"):
+            act()
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(MlxsteerError, match="no token of the Hub: run hf auth login"):
         pushed(concept)
@@ -597,6 +633,46 @@ def test_vectors_on_the_hub_are_not_forgotten(server: Server, tmp_path: Path) ->
     push(collect([one], "alice/salty"), "alice/salty")
     with pytest.raises(MlxsteerError, match=r"also holds one.safetensors.*vectors pull"):
         push(collect([two], "alice/salty"), "alice/salty")
+
+
+def test_another_concept_does_not_take_a_name_that_is_in_use(
+    server: Server, tmp_path: Path
+) -> None:
+    commit = pushed(salty(tmp_path / "salty")).commit
+    with pytest.raises(MlxsteerError, match=r"has 'salty' in tiny.safetensors: choose another"):
+        pushed(salty(tmp_path / "sweet", "sweet"))
+    with pytest.raises(MlxsteerError, match=r"has 'salty' in tiny.safetensors: choose another"):
+        pushed(salty(tmp_path / "sour", "sour"), revision="sour")
+    held = server.do("repo", repo="alice/salty")
+    assert held["refs"] == {"main": commit}  # nor is a branch left of it
+
+
+def test_a_card_that_the_hub_refuses(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    concept = salty(tmp_path / "salty")
+    server.do("set", yaml={"errors": ['"base_model" is not valid', "nor is more"]})
+    with pytest.raises(MlxsteerError, match=r'refused the card .*: - "base_model" is not') as error:
+        pushed(concept)
+    assert "\n" not in str(error.value)
+    assert server.do("repo", repo="alice/salty")["files"] == [".gitattributes"]
+    server.do("set", yaml={"warnings": ["a tag is strange"]})
+    with caplog.at_level("INFO", "mlxsteer"):
+        assert len(pushed(concept).changed) == 6
+    assert "a tag is strange" in caplog.text
+
+
+def test_a_collection_that_fails_is_told_apart(server: Server, tmp_path: Path) -> None:
+    files = collect([of_concept(salty(tmp_path / "salty"))], "alice/salty")
+    server.do("set", fail=[[403, "POST /api/collections", 99]])
+    why = "the files are on the Hub, their collection is not: .*the token may not do this"
+    with pytest.raises(MlxsteerError, match=why):
+        push(files, "alice/salty", collection="mlxsteer vectors")
+    assert load_vector("alice/salty").name == "salty"
+    server.do("set", fail=[])
+    assert push(files, "alice/salty", collection="mlxsteer vectors").changed == ()
+    (found,) = server.do("collections").values()
+    assert [item["id"] for item in found["items"]] == ["alice/salty"]
 
 
 # What goes
@@ -754,6 +830,9 @@ def test_the_shipped_library_can_be_shared(server: Server, tmp_path: Path) -> No
     [
         (["push", "--repo", "alice/x"], 2, "name one thing to push"),
         (["push", "FOLDER", "--all", "--repo", "alice/x"], 2, "name one thing to push"),
+        (["push", "PARENT", "--repo", "alice/x"], 2, "holds a folder per concept: name one"),
+        (["push", "EMPTY", "--all", "--repo", "alice/x"], 2, "holds no concepts: --all takes"),
+        (["push", "BARES", "--all", "--repo", "alice/x"], 1, "no concept has a vector to push"),
         (["push", "FOLDER", "--repo", "x"], 2, "'x' is no Hub id"),
         (["push", "FOLDER", "--repo", "alice/x", "--license", "MIT"], 2, "is in its vector.toml"),
         (["push", "FOLDER", "--repo", "alice/x", "--base-model", "x"], 2, "'x' is no Hub id"),
@@ -772,10 +851,12 @@ def test_wrong_words(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     salty(tmp_path / "salty")
-    for made_of_it in salty(tmp_path / "bare").folder.glob("*.safetensors"):
+    (tmp_path / "empty").mkdir()
+    for made_of_it in salty(tmp_path / "bares" / "bare").folder.glob("*.safetensors"):
         made_of_it.unlink()
-    places = {"FOLDER": str(tmp_path / "salty"), "BARE": str(tmp_path / "bare")}
-    words = [places.get(word, word) for word in words]
+    places = {"FOLDER": tmp_path / "salty", "BARE": tmp_path / "bares" / "bare"}
+    places |= {"PARENT": tmp_path, "EMPTY": tmp_path / "empty", "BARES": tmp_path / "bares"}
+    words = [str(places.get(word, word)) for word in words]
     with pytest.raises(SystemExit) as left:
         main(["vectors", *words])
     out, err = capsys.readouterr()
