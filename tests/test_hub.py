@@ -597,6 +597,32 @@ def test_no_network(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_vector("alice/salty")
 
 
+def test_the_wait_for_a_server_is_one_line(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    class Probe(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [Probe()])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server.do("set", fail=[[503, "GET /api/models", 2]])
+    with caplog.at_level("INFO", "mlxsteer"):
+        assert search() == []
+    assert [r.getMessage() for r in caplog.records if r.name == "mlxsteer"] == [
+        "the Hub does not answer: trying again"
+    ]
+    assert told == []
+    server.do("set", fail=[[503, "GET /api/models", 2]])
+    list(HfApi().list_models())
+    assert len(told) > 2  # what huggingface_hub says without us
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MlxsteerError, match="cannot be reached for the search: unset HF_HUB_OFF"):
+        search()
+
+
 def test_a_name_that_is_taken(server: Server, tmp_path: Path) -> None:
     concept = salty(tmp_path / "salty")
     server.put("alice/model", {"model.safetensors": b"x", "config.json": b"{}"})
