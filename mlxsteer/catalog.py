@@ -60,8 +60,8 @@ def search(text: str = "", model: str = "") -> list[Found]:
 
 def _packings(model: str) -> set[str]:
     known = known_model(model)
-    ids = [entry.repo for entry in known.hub] if known else [model]
-    return {base_name(name) for name in ids}
+    ids = [known.original, *(entry.repo for entry in known.hub)] if known else [model]
+    return {base_name(name) for name in ids if name}
 
 
 def _fits(one: Found, wanted: set[str]) -> bool:

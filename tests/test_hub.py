@@ -29,7 +29,8 @@ from mlxsteer.hub import Shared, open_repo
 from mlxsteer.hub_errors import one_line
 from mlxsteer.hub_ref import HubRef
 from mlxsteer.interop import load_vector, write_control_vector
-from mlxsteer.library import Concept, concepts, read_concept
+from mlxsteer.library import Concept, concepts, known_models, read_concept
+from mlxsteer.model_ref import base_name
 from mlxsteer.progress import silent
 from mlxsteer.prompts import pairs_sha256
 from mlxsteer.publish import push
@@ -721,6 +722,19 @@ def test_nothing_goes_without_licence_and_provenance(fields: dict[str, Any], why
     assert of_vector(made()).part.license == "CC0-1.0"
 
 
+def test_a_known_model_is_named_as_people_load_it_and_its_original_too() -> None:
+    packed, original = "mlx-community/Qwen3-0.6B-4bit", "Qwen/Qwen3-0.6B"
+    part = of_vector(made(model=ref(repo=packed))).part
+    (one,) = part.made
+    assert (one.base_model, one.model_name, part.base_models) == (packed, "qwen3-0.6b", (original,))
+    part = of_vector(made(model=ref(repo="a/Qwen3-0.6B")), base_models=["b/c"]).part
+    assert (part.made[0].model_name, part.base_models) == ("qwen3-0.6b", ("b/c", original))
+    part = of_vector(made(model=ref(repo="a/other"))).part
+    assert (part.made[0].model_name, part.base_models) == ("a/other", ())
+    for model in known_models():
+        assert base_name(model.hub[0].repo).endswith(base_name(model.original))
+
+
 def test_words_of_the_command_complete_a_vector() -> None:
     whole = of_vector(made(license="", model=ref(repo="mine")), "MIT", ["a/base"])
     assert (whole.part.license, whole.part.made[0].base_model) == ("MIT", "a/base")
@@ -747,7 +761,7 @@ def test_a_folder_that_does_not_belong_together(tmp_path: Path) -> None:
 
 
 PATHS = ["/Users/zoe/x", "see\n/Users/zoe/x", "file:///home/zoe/x", "/home/zoe/pairs.jsonl"]
-PATHS += ["C:\\Users\\zoe", "/private/tmp/x", "HOME/x"]
+PATHS += ["C:\\Users\\zoe", "C:/Users/zoe", "/private/tmp/x", "/tmp/x", "/root/x", "HOME/x"]
 
 
 @pytest.mark.parametrize("path", PATHS)
