@@ -30,7 +30,7 @@ from .hub_ref import REPO
 from .progress import Progress, silent
 from .values import brief, parsed, printable
 
-__all__ = ["Pushed", "push"]
+__all__ = ["Pushed", "check_models", "push"]
 
 CHUNK = 8  # files that are sent between two words of progress
 
@@ -45,6 +45,17 @@ class Pushed:
     commit: str
     changed: tuple[str, ...]
     pull_request: str | None = None
+
+
+def check_models(names: Sequence[str]) -> None:
+    """Refuse a base model that nobody would find the vectors under.
+
+    Raises:
+        MlxsteerError: there is no such model on the Hub, or it cannot be asked.
+    """
+    for name in names:
+        with one_line(name, None, "model", ""):
+            HfApi().model_info(name)
 
 
 def push(

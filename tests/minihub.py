@@ -245,8 +245,8 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, method: str, path: str, data: bytes) -> None:
         state, base = self.state, f"http://{self.headers['Host']}"
         if path == "/api/validate-yaml":
-            told = {kind: [{"message": m} for m in state.yaml.get(kind, [])] for kind in YAML}
-            return self.send(400 if told["errors"] else 200, told)
+            remarks = {kind: [{"message": m} for m in state.yaml.get(kind, [])] for kind in YAML}
+            return self.send(400 if remarks["errors"] else 200, remarks)
         if path == "/api/whoami-v2":
             if not self.signed:
                 return self.unsigned()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -458,6 +459,20 @@ def test_a_config_that_is_none(server: Server, raw: bytes, why: str) -> None:
         load_vector("eve/salty")
 
 
+def test_names_of_strangers_do_not_act_on_a_terminal(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = collect([of_concept(salty(tmp_path / "salty"))], "eve/salty")
+    config = json.loads(files["config.json"])
+    config["vectors"][0]["name"] = "\x1b[31mred"
+    server.put("eve/salty", {**files, "config.json": json.dumps(config).encode()})
+    with pytest.raises(SystemExit):
+        main(["vectors", "pull", "eve/salty:x"])
+    err = capsys.readouterr().err
+    assert "has no concept 'x' (there are:  [31mred)" in err
+    assert "\x1b" not in err
+
+
 @pytest.mark.parametrize(
     "name",
     [p.name for p in sorted(HOSTILE.glob("vector_*.safetensors"))],
@@ -800,8 +815,10 @@ def test_search_by_name_tag_and_base_model(server: Server, tmp_path: Path) -> No
     files = {"README.md": card, "Base-8bit/x__up.gguf": gguf, "Base-8bit/x__down.gguf": gguf}
     server.put("bob/plain", files, downloads=7)
     server.put("bob/model", {"README.md": b"---\ntags:\n- mlx\n---\n", "m.gguf": gguf})
+    server.put("carol/some-control-vectors", {"up.gguf": gguf})  # says so in its name only
+    server.put("carol/control-vector-data", {"pairs.jsonl": b"{}"})
     found = {one.repo: one for one in search()}
-    assert list(found) == ["alice/salty", "alice/sweet", "bob/plain"]
+    assert list(found) == ["alice/salty", "alice/sweet", "bob/plain", "carol/some-control-vectors"]
     assert found["bob/plain"].downloads == 7
     assert not found["bob/plain"].ours
     assert len(found["bob/plain"].files) == 2
@@ -845,6 +862,9 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     assert "talks of salt" in shown.stdout or "salty" in shown.stdout
     found = command(server, home, "vectors", "search", "salt", "--json")
     assert [one["repo"] for one in json.loads(found.stdout)] == ["alice/salty"]
+    push(collect([of_vector(made(), base_models=["a/base"])], "alice/two"), "alice/two")
+    found = command(server, home, "vectors", "search", "two")
+    assert re.search(r"^alice/two +mlxsteer +tiny/random \+1 +1 +0 ", found.stdout, re.MULTILINE)
     failed = command(server, home, "vectors", "pull", "alice/none")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
     assert failed.stderr.startswith("error: no repository of vectors 'alice/none'")
@@ -876,6 +896,7 @@ def test_the_shipped_library_can_be_shared(server: Server, tmp_path: Path) -> No
         (["push", "FOLDER", "--repo", "x"], 2, "'x' is no Hub id"),
         (["push", "FOLDER", "--repo", "alice/x", "--license", "MIT"], 2, "is in its vector.toml"),
         (["push", "FOLDER", "--repo", "alice/x", "--base-model", "x"], 2, "'x' is no Hub id"),
+        (["push", "FOLDER", "--repo", "alice/x", "--base-model", "a/b"], 1, "no model 'a/b' is on"),
         (["push", "BARE", "--repo", "alice/x"], 1, "salty has no vector to push"),
         (["push", "none", "--repo", "alice/x"], 1, "no concept and no folder"),
         (["pull", "pirate"], 2, "'pirate' is no repository"),

@@ -60,6 +60,7 @@ def push(
     from ..hub_ref import REPO
     from ..library import Concept
     from ..progress import bars
+    from ..publish import check_models
     from ..publish import push as pushed_to
     from ..vector import Vector
     from .sources import find_vector, library_at
@@ -83,6 +84,7 @@ def push(
     if license_ and (all_ or isinstance(found, Concept)):
         raise UsageError(f"--license {license_} is for a file: a concept's is in its vector.toml")
     files = collect(bundles, repo, library=all_)
+    check_models(base_model)
     with bars() as progress:
         done = pushed_to(
             files,
@@ -178,7 +180,7 @@ def search(text: str, model: str, json_: bool) -> None:
             [
                 one.repo,
                 "mlxsteer" if one.ours else "plain",
-                ", ".join(one.base_models) or "-",
+                "-" if not one.base_models else one.base_models[0] + _more(one.base_models),
                 str(len(one.files)),
                 str(one.downloads),
                 one.updated or "-",
@@ -188,3 +190,7 @@ def search(text: str, model: str, json_: bool) -> None:
     )
     if not found:
         say("nothing was found: leave out a word, or the model")
+
+
+def _more(names: tuple[str, ...]) -> str:
+    return f" +{len(names) - 1}" if len(names) > 1 else ""
