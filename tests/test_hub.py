@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -491,6 +492,45 @@ def test_names_out_of_the_folder_are_not_fetched(server: Server, tmp_path: Path)
         load_vector("eve/paths")
     with pytest.raises(MlxsteerError, match="it is refused"):
         shared_of(server, tmp_path).snapshot.fetch("../x.gguf")
+
+
+def test_a_file_that_is_of_another_model_than_it_was_said_to_be(
+    server: Server, tmp_path: Path
+) -> None:
+    model = tiny()
+    model.source = MODEL
+    concept = salty(tmp_path / "salty")
+    wide = Vector.from_rows("salty", {1: np.ones(8)})
+    write_control_vector(wide, tmp_path / "wide.gguf", model_hint="llama")
+    server.put("eve/wide", {"wide.gguf": (tmp_path / "wide.gguf").read_bytes()})
+    server.put("eve/lie", {**collect([of_concept(concept)], "eve/lie"), **lying(concept, wide)})
+    for name in ("eve/wide=1", "eve/lie=1"):
+        named = named_vectors([name])
+        with pytest.raises(MlxsteerError, match="has width 8, tiny/random has 64") as error:
+            steering_of(named, model, None, "tiny", silent)
+        assert "\n" not in str(error.value)
+    server.put("eve/fine", collect([of_concept(concept)], "eve/fine"))
+    assert steering_of(named_vectors(["eve/fine=1"]), model, None, "tiny", silent)
+
+
+def lying(concept: Concept, held: Vector) -> dict[str, bytes]:
+    """Our files for a concept, with another vector under its name and its right hash."""
+    held.save(concept.folder.with_name("held.safetensors"))
+    raw = concept.folder.with_name("held.safetensors").read_bytes()
+    config = json.loads(collect([of_concept(concept)], "a/b")["config.json"])
+    config["vectors"][0]["sha256"] = hashlib.sha256(raw).hexdigest()
+    return {"config.json": json.dumps(config).encode(), "tiny.safetensors": raw}
+
+
+def test_pickles_beside_our_files_stay_where_they_are(server: Server, tmp_path: Path) -> None:
+    files = collect([of_concept(salty(tmp_path / "salty"))], "eve/salty")
+    server.put("eve/salty", {**files, "x.pt": b"\x80\x04.", "tiny.pkl": b"\x80\x04."})
+    server.log()
+    assert load_vector("eve/salty").name == "salty"
+    shared("eve/salty").save(tmp_path / "back")
+    held = {path.name for path in (tmp_path / "back").iterdir()}
+    assert held == {*files, "source.json"}
+    assert not [line for line in server.log() if line.endswith((".pt", ".pkl"))]
 
 
 def shared_of(server: Server, tmp_path: Path) -> Shared:
