@@ -85,15 +85,12 @@ class Snapshot:
         except MlxsteerError as error:
             if not _unreachable(error.__cause__):
                 raise
-            kept = self._folder()
+            name = repo_folder_name(repo_id=self.repo, repo_type="model")
+            kept = Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
             found = (path.relative_to(kept).as_posix() for path in kept.rglob("*"))
             if not (names := [name for name in found if (kept / name).is_file()]):
                 raise
             return dict.fromkeys(names)
-
-    def _folder(self) -> Path:
-        name = repo_folder_name(repo_id=self.repo, repo_type="model")
-        return Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
 
     def fetch(self, name: str, progress: Progress = silent, most: int = MAX_BYTES) -> Path:
         """Return one file's place in the cache.
@@ -235,6 +232,9 @@ class Shared:
         folders = {PurePosixPath(entry.file).parent.as_posix() for entry in self.entries}
         if not self.ours:
             return {entry.file: PurePosixPath(entry.file).name for entry in self.entries}
+        if None in self.snapshot.files.values():
+            cached = f"the Hub cannot be reached, the cache may not be all of {self.ref}"
+            raise MlxsteerError(f"{cached}: connect, or leave out the folder")
         library = self.ref.name is None and folders != {"."}
         found = {}
         for name in sorted(self.snapshot.files):

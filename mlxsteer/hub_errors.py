@@ -95,7 +95,7 @@ class _Relay(logging.Handler):
         said = _short((record.getMessage().strip().splitlines() or [""])[0])
         if record.name.endswith("._http"):
             said = "the Hub does not answer: trying again"
-        elif "cached commit hash" in said:
+        elif "cached commit hash" in record.getMessage():
             said = "the Hub cannot be reached: what is in the cache is used"
         if said not in self.said:
             self.said.add(said)

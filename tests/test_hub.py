@@ -207,6 +207,24 @@ def test_no_connection_is_needed_afterwards(
         load_vector("alice/other")
 
 
+def test_without_a_connection_no_part_is_taken_for_the_whole(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pushed(salty(tmp_path / "salty"))
+    assert load_vector("alice/salty").name == "salty"  # two files of six are here now
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MlxsteerError, match="may not be all of alice/salty: connect, or leave"):
+        shared("alice/salty").save(tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    said = {record.getMessage() for record in caplog.records if record.name == "mlxsteer"}
+    assert "the Hub cannot be reached: what is in the cache is used" in said
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert len(shared("alice/salty").save(tmp_path / "back")) == 7
+
+
 def test_branches_tags_and_commits_are_pins(server: Server, tmp_path: Path) -> None:
     first = salty(tmp_path / "a")
     commit = pushed(first).commit
@@ -510,7 +528,7 @@ def test_a_file_that_is_of_another_model_than_it_was_said_to_be(
             steering_of(named, model, None, "tiny", silent)
         assert "\n" not in str(error.value)
     server.put("eve/fine", collect([of_concept(concept)], "eve/fine"))
-    assert steering_of(named_vectors(["eve/fine=1"]), model, None, "tiny", silent)
+    assert steering_of(named_vectors(["eve/fine=1"]), model, None, "tiny", silent).terms
 
 
 def lying(concept: Concept, held: Vector) -> dict[str, bytes]:
