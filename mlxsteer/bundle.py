@@ -28,7 +28,7 @@ from .errors import MlxsteerError, UsageError
 from .hub import CONFIG_VERSION
 from .hub_ref import REPO
 from .interop import write_control_vector
-from .library import Concept, known_model
+from .library import Concept, KnownModel, known_model, known_models
 from .model_ref import base_name
 from .prompts import pairs_sha256
 from .values import brief, parsed, printable
@@ -43,7 +43,7 @@ _MADE = ("README.md", "config.json", "source.json")  # written anew
 # where people's files lie: a path that says who made the vector, and where
 _LOCAL = re.compile(
     rb"(?:(?<![\w.])|(?<=\\[nt]))"  # not within a URL
-    rb"(?:/(?:Users|home|Volumes|private|var/folders)/|[A-Za-z]:\\+Users\\+)[^\s\"'\\]"
+    rb"(?:/(?:Users|home|root|tmp|Volumes|private|var/folders)/|[A-Za-z]:[\\/]+Users[\\/]+)[^\s\"'\\]"
 )
 
 log = logging.getLogger("mlxsteer")
@@ -74,8 +74,8 @@ def of_concept(concept: Concept, base_models: Sequence[str] = ()) -> Bundle:
     vectors = {p.stem: read_vector(p) for p in found.values() if p.suffix == ".safetensors"}
     if not vectors:
         raise MlxsteerError(
-            f"{concept.name} has no vector to push: mlxsteer extract {concept.name} -o "
-            f"{folder}/MODEL.safetensors"
+            f"{concept.name} has no vector to push: mlxsteer vectors build {folder} -o NEW makes "
+            f"one, then push NEW/{concept.name}"
         )
     pairs = pairs_sha256(concept.pairs())
     for stem, vector in vectors.items():
@@ -127,20 +127,23 @@ def _bundle(
     if not re.fullmatch(_NAME, part.name):
         raise MlxsteerError(f"{brief(part.name)} is no concept's name: small letters, digits, ._-")
     made = []
+    also = list(base_models)
     files = dict(data)
     with tempfile.TemporaryDirectory() as place:
         for stem, vector in vectors.items():
             _check_origin(vector)
-            base = _base_model(stem, vector, base_models)
+            known = _known(stem, vector)
+            base = _base_model(vector, base_models, known)
             path = Path(place, f"{stem}.safetensors")
             vector.save(path)
             files[path.name] = path.read_bytes()
             gguf = _control_vector(vector, path.with_suffix(".gguf"))
             if gguf:
                 files[f"{stem}.gguf"] = gguf
-            name = stem if known_model(stem) else base
-            made.append(Made(vector, stem, bool(gguf), base, name))
-    return Bundle(replace(part, made=tuple(made), base_models=tuple(base_models)), files)
+            if known and known.original:
+                also.append(known.original)
+            made.append(Made(vector, stem, bool(gguf), base, known.name if known else base))
+    return Bundle(replace(part, made=tuple(made), base_models=tuple(also)), files)
 
 
 def _check_origin(vector: Vector) -> None:
@@ -164,10 +167,20 @@ def _check_origin(vector: Vector) -> None:
         )
 
 
-def _base_model(stem: str, vector: Vector, base_models: Sequence[str]) -> str:
+def _known(stem: str, vector: Vector) -> KnownModel | None:
+    """What `models/` says of the model that a vector was made on."""
+    repo = vector.model.repo if vector.model else ""
+    for model in known_models():
+        if repo in (entry.repo for entry in model.hub):
+            return model
+    known = known_model(stem)
+    names = {base_name(entry.repo) for entry in known.hub} if known else {""}
+    return known if not re.fullmatch(REPO, repo) or base_name(repo) in names else None
+
+
+def _base_model(vector: Vector, base_models: Sequence[str], known: KnownModel | None) -> str:
     """The Hub id of the model that a vector was made on."""
     repo = vector.model.repo if vector.model else ""
-    known = known_model(stem)
     ids = [repo, *base_models, *([known.hub[0].repo] if known else [])]
     found = next((name for name in ids if re.fullmatch(REPO, name)), None)
     if found is None:
@@ -188,15 +201,16 @@ def _control_vector(vector: Vector, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def collect(bundles: Sequence[Bundle], repo: str) -> dict[str, bytes]:
-    """Return every file of the repository: one bundle at its root, several in folders.
+def collect(bundles: Sequence[Bundle], repo: str, *, library: bool = False) -> dict[str, bytes]:
+    """Return every file of the repository: one bundle at its root; several in folders, and one
+    that is a `library`, so that others can join it.
 
     Raises:
         MlxsteerError: there is none, or a file tells of this machine.
     """
     if not bundles:
         raise MlxsteerError("no concept has a vector to push: mlxsteer extract makes one")
-    whole = len(bundles) > 1
+    whole = library or len(bundles) > 1
     files: dict[str, bytes] = {}
     rows = []
     for bundle in bundles:

@@ -178,7 +178,7 @@ def _bases(part: Part) -> list[str]:
 def _results(part: Part) -> list[EvalResult]:
     """What a strength of 1 does to the completions, as the Hub's evaluation results."""
     found = []
-    for _, record in _judged(part):
+    for made, record in _judged(part):
         effect = interval(condition(record, 1.0).get("effect"))
         if effect is not None:
             found.append(
@@ -186,9 +186,10 @@ def _results(part: Part) -> list[EvalResult]:
                     task_type="text-generation",
                     dataset_type="mlxsteer-completions",
                     dataset_name=f"completions of {printable(part.name)}",
+                    dataset_config=printable(part.name),  # the Hub merges results of one dataset
                     dataset_split=printable(str(record.get("split", "test"))),
                     metric_type="log-odds",
-                    metric_name="effect of strength 1, nats per token",
+                    metric_name=f"effect of strength 1 on {made.stem}, nats per token",
                     metric_value=round(effect.mean, 4),
                 )
             )
@@ -211,8 +212,8 @@ def _measured(part: Part) -> list[str]:
         found = (said(record), table(record), answers(record))
         lines = [f"## Measured: {inert(made.stem)}", *(one for one in found if one)]
         sections.append("\n\n".join(lines))
-    if not sections:
-        sections.append("## Measured\n\nWhat it does beyond its own prompts was not measured.")
+    if not sections:  # a plot would be of another vector
+        return ["## Measured\n\nWhat it does beyond its own prompts was not measured."]
     return sections + [f"![plot]({name})" for name in part.plots]
 
 

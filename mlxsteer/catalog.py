@@ -1,7 +1,8 @@
 """What the Hub has: repositories of vectors, ours and plain ones of llama.cpp's control vectors.
 
 Ours carry the tag `mlxsteer-vector` and their base models; the others the tag `control-vector` or
-`representation-engineering` and GGUF files. Nothing is downloaded, and nothing here is verified.
+`representation-engineering`, or are called so, and GGUF files. Nothing is downloaded, and nothing
+here is verified.
 """
 
 import re
@@ -48,9 +49,10 @@ def search(text: str = "", model: str = "") -> list[Found]:
     api = HfApi()
     wanted = _packings(model) if model else set()
     found: dict[str, Found] = {}
+    tagged = [([TAG], None), *(([tag, "gguf"], None) for tag in FOREIGN)]
     with one_line("the search", None, "search", ""):
-        for tags in ([TAG], *([tag, "gguf"] for tag in FOREIGN)):
-            for row in api.list_models(filter=tags, full=True, limit=LIMIT):
+        for tags, name in (*tagged, (["gguf"], FOREIGN[0])):
+            for row in api.list_models(filter=tags, search=name, full=True, limit=LIMIT):
                 one = _found(row)
                 words = " ".join((one.repo, *one.files, *one.tags)).lower()
                 if text.lower() in words and (not model or _fits(one, wanted)):
@@ -60,8 +62,8 @@ def search(text: str = "", model: str = "") -> list[Found]:
 
 def _packings(model: str) -> set[str]:
     known = known_model(model)
-    ids = [entry.repo for entry in known.hub] if known else [model]
-    return {base_name(name) for name in ids}
+    ids = [known.original, *(entry.repo for entry in known.hub)] if known else [model]
+    return {base_name(name) for name in ids if name}
 
 
 def _fits(one: Found, wanted: set[str]) -> bool:

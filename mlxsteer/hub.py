@@ -85,15 +85,12 @@ class Snapshot:
         except MlxsteerError as error:
             if not _unreachable(error.__cause__):
                 raise
-            kept = self._folder()
+            name = repo_folder_name(repo_id=self.repo, repo_type="model")
+            kept = Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
             found = (path.relative_to(kept).as_posix() for path in kept.rglob("*"))
             if not (names := [name for name in found if (kept / name).is_file()]):
                 raise
             return dict.fromkeys(names)
-
-    def _folder(self) -> Path:
-        name = repo_folder_name(repo_id=self.repo, repo_type="model")
-        return Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
 
     def fetch(self, name: str, progress: Progress = silent, most: int = MAX_BYTES) -> Path:
         """Return one file's place in the cache.
@@ -192,7 +189,8 @@ class Shared:
         return path
 
     def save(self, folder: Path, progress: Progress = silent) -> list[str]:
-        """Copy all of the concept into a new folder, with `source.json`; all of it or nothing.
+        """Copy all that is meant into a new folder, with `source.json`; all of it or nothing. A
+        library, if `ref` names no concept of it, keeps its folder per concept.
 
         Returns:
             the names of the files.
@@ -234,11 +232,15 @@ class Shared:
         folders = {PurePosixPath(entry.file).parent.as_posix() for entry in self.entries}
         if not self.ours:
             return {entry.file: PurePosixPath(entry.file).name for entry in self.entries}
+        if None in self.snapshot.files.values():
+            cached = f"the Hub cannot be reached, the cache may not be all of {self.ref}"
+            raise MlxsteerError(f"{cached}: connect, or leave out the folder")
+        library = self.ref.name is None and folders != {"."}
         found = {}
         for name in sorted(self.snapshot.files):
             path = PurePosixPath(name)
             if path.parent.as_posix() in folders and path.suffix in SUFFIXES:
-                found[name] = path.name
+                found[name] = name if library else path.name
         return found
 
 
@@ -265,8 +267,11 @@ def _unreachable(error: BaseException | None) -> bool:
     )
 
 
-def open_repo(ref: HubRef, progress: Progress = silent) -> Shared:
-    """Return what a reference means, after reading `config.json`; no vector is fetched yet."""
+def open_repo(ref: HubRef, progress: Progress = silent, *, whole: bool = False) -> Shared:
+    """Return what a reference means, after reading `config.json`; no vector is fetched yet.
+
+    Of a library it must name a concept, unless `whole`.
+    """
     with one_line(ref.repo, ref.revision, "repository of vectors"):
         commit = HfApi().resolve_revision(ref.repo, revision=ref.revision).resolved
     snapshot = Snapshot(ref.repo, commit)
@@ -276,7 +281,7 @@ def open_repo(ref: HubRef, progress: Progress = silent) -> Shared:
         path = snapshot.fetch("config.json", progress, MAX_CONFIG)
         config = parsed(path.read_bytes(), f"the config.json of {ref.repo}")
     if "mlxsteer" in config:
-        return Shared(ref, snapshot, _of_concept(ref, entries_of(config, ref.repo)), True)
+        return Shared(ref, snapshot, _of_concept(ref, entries_of(config, ref.repo), whole), True)
     return Shared(ref, snapshot, _foreign(ref, snapshot), False)
 
 
@@ -310,9 +315,9 @@ def entries_of(config: Mapping[str, Any], repo: str) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def _of_concept(ref: HubRef, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+def _of_concept(ref: HubRef, entries: tuple[Entry, ...], whole: bool) -> tuple[Entry, ...]:
     names = sorted({entry.name for entry in entries})
-    if ref.name is None and len(names) > 1:
+    if ref.name is None and len(names) > 1 and not whole:
         shown = printable(", ".join(names))
         raise UsageError(f"{ref} has several concepts, say which, as in {ref}:{names[0]}: {shown}")
     found = tuple(entry for entry in entries if ref.name in (None, entry.name))

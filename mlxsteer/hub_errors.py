@@ -5,14 +5,18 @@ of what was asked for but its name.
 """
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from huggingface_hub import constants
 from huggingface_hub import errors as hub
 
 from .errors import MlxsteerError
 
 __all__ = ["one_line"]
+
+log = logging.getLogger("mlxsteer")
 
 # What the Hub answers with -> the way out.
 _REFUSALS = {
@@ -38,7 +42,7 @@ def one_line(
     """
     at = f" at {revision}" if revision else ""
     try:
-        with _unwrapped():
+        with _relayed(), _unwrapped():
             yield
     except hub.GatedRepoError as error:
         raise MlxsteerError(
@@ -58,9 +62,10 @@ def one_line(
         hub.OfflineModeIsEnabled,
         hub.RevisionResolutionError,
     ) as error:
-        cached = f" and {repo}{at} is not in the cache: connect, or give {here}"
+        out = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect"
+        cached = f" and {repo}{at} is not in the cache: {out}, or give {here}"
         raise MlxsteerError(
-            f"the Hub cannot be reached{cached if here else f': connect to reach {repo}'}"
+            f"the Hub cannot be reached{cached if here else f' for {repo}: {out}'}"
         ) from error
     except hub.EntryNotFoundError as error:
         raise MlxsteerError(f"{repo}{at} lacks a file: {_first(error)}") from error
@@ -73,6 +78,40 @@ def one_line(
     except OSError as error:
         full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
         raise MlxsteerError(f"{repo} cannot be stored{full}: {error}") from error
+
+
+class _Relay(logging.Handler):
+    """What huggingface_hub warns of, each as one line of ours, the same once."""
+
+    def __init__(self, others: list[logging.Handler]) -> None:
+        super().__init__()
+        self.others, self.said = others, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:  # only who asks for these gets them
+            for other in self.others:
+                other.handle(record)
+            return
+        said = _short((record.getMessage().strip().splitlines() or [""])[0])
+        if record.name.endswith("._http"):
+            said = "the Hub does not answer: trying again"
+        elif "cached commit hash" in record.getMessage():
+            said = "the Hub cannot be reached: what is in the cache is used"
+        if said not in self.said:
+            self.said.add(said)
+            log.warning("%s", said)
+
+
+@contextmanager
+def _relayed() -> Iterator[None]:
+    """Keep huggingface_hub from writing lines of its own, a dozen for a server that is away."""
+    theirs = logging.getLogger("huggingface_hub")
+    before = theirs.handlers
+    theirs.handlers = [_Relay(before)]
+    try:
+        yield
+    finally:
+        theirs.handlers = before
 
 
 @contextmanager

@@ -11,6 +11,7 @@ file an unknown key is refused.
     layers = 30
     width = 576                    # D
     memory_gb = 0.6                # needed to run the first [[hub]] entry
+    original = "org/name"          # optional: what all of [[hub]] are packings of
     thinking = ["<think>", "</think>"]   # optional: what opens and closes the thinking block
     notes = "..."                  # optional
     [package]                      # optional: the first [[hub]] file inside a PyPI package
@@ -60,16 +61,8 @@ from typing import TYPE_CHECKING, Any
 
 from .completions import Completion, read_completions
 from .errors import MlxsteerError, UsageError
-from .prompts import (
-    SPLITS,
-    Pair,
-    Prompt,
-    Recipe,
-    Split,
-    pairs_sha256,
-    read_pairs,
-    read_prompts,
-)
+from .hub_ref import REPO
+from .prompts import SPLITS, Pair, Prompt, Recipe, Split, pairs_sha256, read_pairs, read_prompts
 from .rules import KINDS, Rule, read_words
 from .tables import Table, near, read_table
 
@@ -166,6 +159,7 @@ class KnownModel:
     thinking: tuple[str, str] | None = None
     package: PackageFile | None = None
     notes: str = ""
+    original: str = ""
 
 
 @dataclass(frozen=True)
@@ -324,6 +318,7 @@ def read_model(path: Path) -> KnownModel:
         thinking=top.pair("thinking"),
         package=_read_package(top.table("package")),
         notes=top.text("notes", ""),
+        original=top.match("original", REPO, "a Hub id, owner/name", ""),
     )
     top.end()
     return found

@@ -29,6 +29,7 @@ import yaml  # type: ignore[import-untyped]
 
 LARGE = (".safetensors", ".gguf", ".npz", ".pt", ".png")  # what a new repository sends to LFS
 TOKEN = "hf_test"
+YAML = ("errors", "warnings")
 
 
 class State:
@@ -41,6 +42,7 @@ class State:
         self.collections: dict[str, Any] = {}
         self.log: list[str] = []
         self.fail: list[Any] = []  # [status, regular expression of "METHOD path", how often]
+        self.yaml: dict[str, list[str]] = {}  # "errors" and "warnings" that it has for every card
         self.cut = ""  # a regular expression of paths whose bodies stop in the middle, once
         self.lock = threading.RLock()
 
@@ -229,7 +231,10 @@ class Handler(BaseHTTPRequestHandler):
                 if rule[2] > 0 and re.search(rule[1], line):
                     rule[2] -= 1
                     return self.refuse(rule[0], "", "refused by the test")
-            self.signed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            token = self.headers.get("Authorization")
+            self.signed = token == f"Bearer {TOKEN}"
+            if token and not self.signed and not parts.path.startswith("/lfs/"):
+                return self.unsigned()
             return self.route(self.command, parts.path, data)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
@@ -240,7 +245,8 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, method: str, path: str, data: bytes) -> None:
         state, base = self.state, f"http://{self.headers['Host']}"
         if path == "/api/validate-yaml":
-            return self.send(200, {"errors": [], "warnings": []})
+            remarks = {kind: [{"message": m} for m in state.yaml.get(kind, [])] for kind in YAML}
+            return self.send(400 if remarks["errors"] else 200, remarks)
         if path == "/api/whoami-v2":
             if not self.signed:
                 return self.unsigned()

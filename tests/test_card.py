@@ -148,6 +148,19 @@ def test_metadata_makes_it_findable() -> None:
     assert read.eval_results[0].metric_value == 0.5
 
 
+def test_every_result_of_a_library_says_of_which_concept_it_is() -> None:
+    names = ("salty", "sweet")
+    parts = [replace(part(), name=name, evaluations=(evaluation(part()),)) for name in names]
+    (model,) = metadata(library_card(parts, "alice/lib"))["model-index"]
+    assert [result["dataset"]["name"] for result in model["results"]] == [
+        "completions of salty",
+        "completions of sweet",
+    ]
+    for result in model["results"]:
+        (metric,) = result["metrics"]
+        assert metric["name"] == "effect of strength 1 on tiny, nats per token"
+
+
 def test_several_licences_and_models() -> None:
     first, second = part(), part(name="sweet", license="My Own", base_models=("a/base",))
     data = metadata(library_card([first, second], "alice/lib"))
@@ -169,7 +182,8 @@ def test_what_was_measured_is_shown_and_nothing_else() -> None:
     ):
         assert shown.replace("&#91;", "[").replace("&#93;", "]") in card
     assert "![plot](effect.png)" in card
-    of_another = replace(whole, evaluations=(evaluation(whole, vector_sha256="0" * 64),))
+    strange = (evaluation(whole, vector_sha256="0" * 64),)
+    of_another = replace(whole, evaluations=strange, plots=("effect.png",))
     assert part_card(of_another, "a/b") == part_card(whole, "a/b")
 
 

@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,14 +24,15 @@ from tiny import ref, tiny, vector
 from mlxsteer.bundle import collect, of_concept, of_vector
 from mlxsteer.catalog import search
 from mlxsteer.cli import main
-from mlxsteer.cli.sources import named_vectors, steering_of
+from mlxsteer.cli.sources import library_at, named_vectors, steering_of
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.generate import forward
 from mlxsteer.hub import Shared, open_repo
 from mlxsteer.hub_errors import one_line
 from mlxsteer.hub_ref import HubRef
 from mlxsteer.interop import load_vector, write_control_vector
-from mlxsteer.library import Concept, concepts, read_concept
+from mlxsteer.library import Concept, concepts, known_models, read_concept
+from mlxsteer.model_ref import base_name
 from mlxsteer.progress import silent
 from mlxsteer.prompts import pairs_sha256
 from mlxsteer.publish import push
@@ -75,7 +78,7 @@ def _logging() -> Iterator[None]:
 def server(
     process: Server, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Server:
-    process.do("set", repos={}, blobs={}, collections={}, fail=[], cut="", log=[])
+    process.do("set", repos={}, blobs={}, collections={}, fail=[], yaml={}, cut="", log=[])
     connect(monkeypatch, process, tmp_path_factory.mktemp("cache"))
     return process
 
@@ -204,6 +207,24 @@ def test_no_connection_is_needed_afterwards(
         load_vector("alice/other")
 
 
+def test_without_a_connection_no_part_is_taken_for_the_whole(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pushed(salty(tmp_path / "salty"))
+    assert load_vector("alice/salty").name == "salty"  # two files of six are here now
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MlxsteerError, match="may not be all of alice/salty: connect, or leave"):
+        shared("alice/salty").save(tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    said = {record.getMessage() for record in caplog.records if record.name == "mlxsteer"}
+    assert "the Hub cannot be reached: what is in the cache is used" in said
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert len(shared("alice/salty").save(tmp_path / "back")) == 7
+
+
 def test_branches_tags_and_commits_are_pins(server: Server, tmp_path: Path) -> None:
     first = salty(tmp_path / "a")
     commit = pushed(first).commit
@@ -260,6 +281,41 @@ def test_all_of_a_concept_comes_into_a_folder(server: Server, tmp_path: Path) ->
     assert again.changed == ()
     with pytest.raises(UsageError, match="not empty: name a new folder"):
         shared("alice/salty").save(place)
+
+
+def test_a_library_comes_back_whole_and_can_grow(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lib = tmp_path / "lib"
+    salty(lib / "salty")
+
+    def share(folder: Path) -> Any:
+        bundles = [of_concept(concept) for concept in library_at(str(folder))]
+        return push(collect(bundles, "alice/lib", library=True), "alice/lib")
+
+    share(lib)  # of one concept, in a folder from the start
+    assert load_vector("alice/lib").name == "salty"
+    place = tmp_path / "back"
+    open_repo(HubRef("alice/lib"), whole=True).save(place)
+    assert {path.name for path in place.iterdir()} == {"salty", "source.json"}
+    assert share(place).changed == ()
+    sweet = salty(place / "sweet", "sweet")
+    bare = salty(place / "umami", "umami")
+    (bare.folder / "tiny.safetensors").unlink()
+    with caplog.at_level("INFO", "mlxsteer"):
+        changed = share(place).changed
+    assert "without a vector, left out: umami" in caplog.text
+    assert {name.partition("/")[0] for name in changed} == {"README.md", "config.json", "sweet"}
+    with pytest.raises(MlxsteerError, match=r"also holds sweet/tiny.safetensors.*with --all"):
+        share(lib)
+    again = tmp_path / "again"
+    open_repo(HubRef("alice/lib"), whole=True).save(again)
+    assert sorted(path.name for path in again.iterdir()) == ["salty", "source.json", "sweet"]
+    wanted = read_vector(sweet.folder / "tiny.safetensors")
+    assert read_vector(again / "sweet" / "tiny.safetensors") == wanted
+    one = tmp_path / "one"
+    shared("alice/lib:sweet").save(one)
+    assert read_concept(one).name == "sweet"
 
 
 # Steering
@@ -422,6 +478,20 @@ def test_a_config_that_is_none(server: Server, raw: bytes, why: str) -> None:
         load_vector("eve/salty")
 
 
+def test_names_of_strangers_do_not_act_on_a_terminal(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = collect([of_concept(salty(tmp_path / "salty"))], "eve/salty")
+    config = json.loads(files["config.json"])
+    config["vectors"][0]["name"] = "\x1b[31mred"
+    server.put("eve/salty", {**files, "config.json": json.dumps(config).encode()})
+    with pytest.raises(SystemExit):
+        main(["vectors", "pull", "eve/salty:x"])
+    err = capsys.readouterr().err
+    assert "has no concept 'x' (there are:  [31mred)" in err
+    assert "\x1b" not in err
+
+
 @pytest.mark.parametrize(
     "name",
     [p.name for p in sorted(HOSTILE.glob("vector_*.safetensors"))],
@@ -440,6 +510,45 @@ def test_names_out_of_the_folder_are_not_fetched(server: Server, tmp_path: Path)
         load_vector("eve/paths")
     with pytest.raises(MlxsteerError, match="it is refused"):
         shared_of(server, tmp_path).snapshot.fetch("../x.gguf")
+
+
+def test_a_file_that_is_of_another_model_than_it_was_said_to_be(
+    server: Server, tmp_path: Path
+) -> None:
+    model = tiny()
+    model.source = MODEL
+    concept = salty(tmp_path / "salty")
+    wide = Vector.from_rows("salty", {1: np.ones(8)})
+    write_control_vector(wide, tmp_path / "wide.gguf", model_hint="llama")
+    server.put("eve/wide", {"wide.gguf": (tmp_path / "wide.gguf").read_bytes()})
+    server.put("eve/lie", {**collect([of_concept(concept)], "eve/lie"), **lying(concept, wide)})
+    for name in ("eve/wide=1", "eve/lie=1"):
+        named = named_vectors([name])
+        with pytest.raises(MlxsteerError, match="has width 8, tiny/random has 64") as error:
+            steering_of(named, model, None, "tiny", silent)
+        assert "\n" not in str(error.value)
+    server.put("eve/fine", collect([of_concept(concept)], "eve/fine"))
+    assert steering_of(named_vectors(["eve/fine=1"]), model, None, "tiny", silent).terms
+
+
+def lying(concept: Concept, held: Vector) -> dict[str, bytes]:
+    """Our files for a concept, with another vector under its name and its right hash."""
+    held.save(concept.folder.with_name("held.safetensors"))
+    raw = concept.folder.with_name("held.safetensors").read_bytes()
+    config = json.loads(collect([of_concept(concept)], "a/b")["config.json"])
+    config["vectors"][0]["sha256"] = hashlib.sha256(raw).hexdigest()
+    return {"config.json": json.dumps(config).encode(), "tiny.safetensors": raw}
+
+
+def test_pickles_beside_our_files_stay_where_they_are(server: Server, tmp_path: Path) -> None:
+    files = collect([of_concept(salty(tmp_path / "salty"))], "eve/salty")
+    server.put("eve/salty", {**files, "x.pt": b"\x80\x04.", "tiny.pkl": b"\x80\x04."})
+    server.log()
+    assert load_vector("eve/salty").name == "salty"
+    shared("eve/salty").save(tmp_path / "back")
+    held = {path.name for path in (tmp_path / "back").iterdir()}
+    assert held == {*files, "source.json"}
+    assert not [line for line in server.log() if line.endswith((".pt", ".pkl"))]
 
 
 def shared_of(server: Server, tmp_path: Path) -> Shared:
@@ -510,8 +619,9 @@ def test_what_is_public_is_not_taken_for_private(server: Server, tmp_path: Path)
 def test_tokens(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     concept = salty(tmp_path / "salty")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(MlxsteerError, match="the token is not valid: run hf auth login"):
-        pushed(concept)
+    for act in (lambda: pushed(concept), lambda: load_vector("alice/salty"), search):
+        with pytest.raises(MlxsteerError, match="the token is not valid: run hf auth login"):
+            act()
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(MlxsteerError, match="no token of the Hub: run hf auth login"):
         pushed(concept)
@@ -561,6 +671,32 @@ def test_no_network(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_vector("alice/salty")
 
 
+def test_the_wait_for_a_server_is_one_line(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    class Probe(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [Probe()])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server.do("set", fail=[[503, "GET /api/models", 2]])
+    with caplog.at_level("INFO", "mlxsteer"):
+        assert search() == []
+    assert [r.getMessage() for r in caplog.records if r.name == "mlxsteer"] == [
+        "the Hub does not answer: trying again"
+    ]
+    assert told == []
+    server.do("set", fail=[[503, "GET /api/models", 2]])
+    list(HfApi().list_models())
+    assert len(told) > 2  # what huggingface_hub says without us
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MlxsteerError, match="cannot be reached for the search: unset HF_HUB_OFF"):
+        search()
+
+
 def test_a_name_that_is_taken(server: Server, tmp_path: Path) -> None:
     concept = salty(tmp_path / "salty")
     server.put("alice/model", {"model.safetensors": b"x", "config.json": b"{}"})
@@ -599,6 +735,46 @@ def test_vectors_on_the_hub_are_not_forgotten(server: Server, tmp_path: Path) ->
         push(collect([two], "alice/salty"), "alice/salty")
 
 
+def test_another_concept_does_not_take_a_name_that_is_in_use(
+    server: Server, tmp_path: Path
+) -> None:
+    commit = pushed(salty(tmp_path / "salty")).commit
+    with pytest.raises(MlxsteerError, match=r"has 'salty' in tiny.safetensors: choose another"):
+        pushed(salty(tmp_path / "sweet", "sweet"))
+    with pytest.raises(MlxsteerError, match=r"has 'salty' in tiny.safetensors: choose another"):
+        pushed(salty(tmp_path / "sour", "sour"), revision="sour")
+    held = server.do("repo", repo="alice/salty")
+    assert held["refs"] == {"main": commit}  # nor is a branch left of it
+
+
+def test_a_card_that_the_hub_refuses(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    concept = salty(tmp_path / "salty")
+    server.do("set", yaml={"errors": ['"base_model" is not valid', "nor is more"]})
+    with pytest.raises(MlxsteerError, match=r'refused the card .*: - "base_model" is not') as error:
+        pushed(concept)
+    assert "\n" not in str(error.value)
+    assert server.do("repo", repo="alice/salty")["files"] == [".gitattributes"]
+    server.do("set", yaml={"warnings": ["a tag is strange"]})
+    with caplog.at_level("INFO", "mlxsteer"):
+        assert len(pushed(concept).changed) == 6
+    assert "a tag is strange" in caplog.text
+
+
+def test_a_collection_that_fails_is_told_apart(server: Server, tmp_path: Path) -> None:
+    files = collect([of_concept(salty(tmp_path / "salty"))], "alice/salty")
+    server.do("set", fail=[[403, "POST /api/collections", 99]])
+    why = "the files are on the Hub, their collection is not: .*the token may not do this"
+    with pytest.raises(MlxsteerError, match=why):
+        push(files, "alice/salty", collection="mlxsteer vectors")
+    assert load_vector("alice/salty").name == "salty"
+    server.do("set", fail=[])
+    assert push(files, "alice/salty", collection="mlxsteer vectors").changed == ()
+    (found,) = server.do("collections").values()
+    assert [item["id"] for item in found["items"]] == ["alice/salty"]
+
+
 # What goes
 
 
@@ -617,6 +793,19 @@ def test_nothing_goes_without_licence_and_provenance(fields: dict[str, Any], why
     with pytest.raises(MlxsteerError, match=why):
         of_vector(made(**fields))
     assert of_vector(made()).part.license == "CC0-1.0"
+
+
+def test_a_known_model_is_named_as_people_load_it_and_its_original_too() -> None:
+    packed, original = "mlx-community/Qwen3-0.6B-4bit", "Qwen/Qwen3-0.6B"
+    part = of_vector(made(model=ref(repo=packed))).part
+    (one,) = part.made
+    assert (one.base_model, one.model_name, part.base_models) == (packed, "qwen3-0.6b", (original,))
+    part = of_vector(made(model=ref(repo="a/Qwen3-0.6B")), base_models=["b/c"]).part
+    assert (part.made[0].model_name, part.base_models) == ("qwen3-0.6b", ("b/c", original))
+    part = of_vector(made(model=ref(repo="a/other"))).part
+    assert (part.made[0].model_name, part.base_models) == ("a/other", ())
+    for model in known_models():
+        assert base_name(model.hub[0].repo).endswith(base_name(model.original))
 
 
 def test_words_of_the_command_complete_a_vector() -> None:
@@ -645,7 +834,7 @@ def test_a_folder_that_does_not_belong_together(tmp_path: Path) -> None:
 
 
 PATHS = ["/Users/zoe/x", "see\n/Users/zoe/x", "file:///home/zoe/x", "/home/zoe/pairs.jsonl"]
-PATHS += ["C:\\Users\\zoe", "/private/tmp/x", "HOME/x"]
+PATHS += ["C:\\Users\\zoe", "C:/Users/zoe", "/private/tmp/x", "/tmp/x", "/root/x", "HOME/x"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -684,8 +873,10 @@ def test_search_by_name_tag_and_base_model(server: Server, tmp_path: Path) -> No
     files = {"README.md": card, "Base-8bit/x__up.gguf": gguf, "Base-8bit/x__down.gguf": gguf}
     server.put("bob/plain", files, downloads=7)
     server.put("bob/model", {"README.md": b"---\ntags:\n- mlx\n---\n", "m.gguf": gguf})
+    server.put("carol/some-control-vectors", {"up.gguf": gguf})  # says so in its name only
+    server.put("carol/control-vector-data", {"pairs.jsonl": b"{}"})
     found = {one.repo: one for one in search()}
-    assert list(found) == ["alice/salty", "alice/sweet", "bob/plain"]
+    assert list(found) == ["alice/salty", "alice/sweet", "bob/plain", "carol/some-control-vectors"]
     assert found["bob/plain"].downloads == 7
     assert not found["bob/plain"].ours
     assert len(found["bob/plain"].files) == 2
@@ -729,6 +920,9 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     assert "talks of salt" in shown.stdout or "salty" in shown.stdout
     found = command(server, home, "vectors", "search", "salt", "--json")
     assert [one["repo"] for one in json.loads(found.stdout)] == ["alice/salty"]
+    push(collect([of_vector(made(), base_models=["a/base"])], "alice/two"), "alice/two")
+    found = command(server, home, "vectors", "search", "two")
+    assert re.search(r"^alice/two +mlxsteer +tiny/random \+1 +1 +0 ", found.stdout, re.MULTILINE)
     failed = command(server, home, "vectors", "pull", "alice/none")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
     assert failed.stderr.startswith("error: no repository of vectors 'alice/none'")
@@ -754,9 +948,13 @@ def test_the_shipped_library_can_be_shared(server: Server, tmp_path: Path) -> No
     [
         (["push", "--repo", "alice/x"], 2, "name one thing to push"),
         (["push", "FOLDER", "--all", "--repo", "alice/x"], 2, "name one thing to push"),
+        (["push", "PARENT", "--repo", "alice/x"], 2, "holds a folder per concept: name one"),
+        (["push", "EMPTY", "--all", "--repo", "alice/x"], 2, "holds no concepts: --all takes"),
+        (["push", "BARES", "--all", "--repo", "alice/x"], 1, "no concept has a vector to push"),
         (["push", "FOLDER", "--repo", "x"], 2, "'x' is no Hub id"),
         (["push", "FOLDER", "--repo", "alice/x", "--license", "MIT"], 2, "is in its vector.toml"),
         (["push", "FOLDER", "--repo", "alice/x", "--base-model", "x"], 2, "'x' is no Hub id"),
+        (["push", "FOLDER", "--repo", "alice/x", "--base-model", "a/b"], 1, "no model 'a/b' is on"),
         (["push", "BARE", "--repo", "alice/x"], 1, "salty has no vector to push"),
         (["push", "none", "--repo", "alice/x"], 1, "no concept and no folder"),
         (["pull", "pirate"], 2, "'pirate' is no repository"),
@@ -772,10 +970,12 @@ def test_wrong_words(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     salty(tmp_path / "salty")
-    for made_of_it in salty(tmp_path / "bare").folder.glob("*.safetensors"):
+    (tmp_path / "empty").mkdir()
+    for made_of_it in salty(tmp_path / "bares" / "bare").folder.glob("*.safetensors"):
         made_of_it.unlink()
-    places = {"FOLDER": str(tmp_path / "salty"), "BARE": str(tmp_path / "bare")}
-    words = [places.get(word, word) for word in words]
+    places = {"FOLDER": tmp_path / "salty", "BARE": tmp_path / "bares" / "bare"}
+    places |= {"PARENT": tmp_path, "EMPTY": tmp_path / "empty", "BARES": tmp_path / "bares"}
+    words = [str(places.get(word, word)) for word in words]
     with pytest.raises(SystemExit) as left:
         main(["vectors", *words])
     out, err = capsys.readouterr()

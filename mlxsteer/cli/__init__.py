@@ -140,4 +140,6 @@ def _told(error: Exception) -> tuple[str, int]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines())
+    """Return what may come from strangers' files so that it cannot act on a terminal."""
+    joined = " ".join(line.strip() for line in text.splitlines())
+    return "".join(c if c.isprintable() else " " for c in joined)

@@ -47,6 +47,7 @@ def command(
     Example:
       mlxsteer vectors build --all -m llama-3.2-1b -o library
       mlxsteer generate "How was your day?" -m llama-3.2-1b -s library/joyful=1
+      mlxsteer vectors push --all library --repo you/library
     """
     from ..errors import UsageError
     from ..library import concept, concepts

@@ -29,7 +29,7 @@ def command(
     quick: bool,
     reports: Reports,
 ) -> None:
-    """Judge VECTOR (a concept of the library, a folder or a vector file) without a judge model.
+    """Judge VECTOR (a concept, its folder, a file, or one on the Hub) without a judge model.
 
     The same held-out prompts are answered unsteered, asked for the concept in words, steered and
     both, beside vectors of the same cost that mean something else. Tables go to stdout; a vector

@@ -13,7 +13,12 @@ __all__ = ["pull", "push", "search"]
 @click.command("push", short_help="Share vectors on the Hub.")
 @click.argument("source", required=False)
 @click.option("--repo", required=True, metavar="OWNER/NAME", help="Where to, made if it is new.")
-@click.option("--all", "all_", is_flag=True, help="The whole library, and a collection of it.")
+@click.option(
+    "--all",
+    "all_",
+    is_flag=True,
+    help="The whole library, or every concept of the folder SOURCE, and a collection of it.",
+)
 @click.option("--private", is_flag=True, help="For a new repository: nobody else sees it.")
 @click.option("--revision", metavar="BRANCH", help="Another branch than main.")
 @click.option("--create-pr", is_flag=True, help="As a pull request.")
@@ -46,29 +51,28 @@ def push(
     Example:
       mlxsteer vectors push pirate --repo you/pirate
       mlxsteer vectors push --all --repo you/vectors --private
+      mlxsteer vectors push --all FOLDER --repo you/vectors
     """
     import re
 
-    from ..bundle import collect, of_concept, of_vector
+    from ..bundle import Bundle, collect, of_concept, of_vector
     from ..errors import UsageError
     from ..hub_ref import REPO
-    from ..library import Concept, concepts
+    from ..library import Concept
     from ..progress import bars
+    from ..publish import check_models
     from ..publish import push as pushed_to
     from ..vector import Vector
-    from .sources import find_vector
+    from .sources import find_vector, library_at
 
-    if all_ == (source is not None):
+    if source is None and not all_:
         raise UsageError("name one thing to push, a concept, folder or file, or say --all")
     for name in (repo, *base_model):
         if not re.fullmatch(REPO, name):
             raise UsageError(f"{name!r} is no Hub id: write owner/name")
+    bundles: list[Bundle]
     if all_:
-        shipped = concepts()
-        whole = [c for c in shipped if any(c.folder.glob("*.safetensors"))]
-        bundles = [of_concept(concept, base_model) for concept in whole]
-        if len(whole) < len(shipped):
-            say(f"{len(shipped) - len(whole)} concepts have no vector and are left out")
+        bundles = [of_concept(concept, base_model) for concept in library_at(source)]
     else:
         found = find_vector(source or "")
         if isinstance(found, Concept):
@@ -79,7 +83,8 @@ def push(
             raise UsageError(f"{source} is on the Hub already: pull it into a folder first (-o)")
     if license_ and (all_ or isinstance(found, Concept)):
         raise UsageError(f"--license {license_} is for a file: a concept's is in its vector.toml")
-    files = collect(bundles, repo)
+    files = collect(bundles, repo, library=all_)
+    check_models(base_model)
     with bars() as progress:
         done = pushed_to(
             files,
@@ -87,7 +92,7 @@ def push(
             private=private,
             revision=revision,
             create_pr=create_pr,
-            collection="mlxsteer vectors" if all_ else "",
+            collection="mlxsteer vectors" if all_ and not create_pr else "",
             progress=progress,
         )
     if json_:
@@ -104,7 +109,8 @@ def push(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Copy all of the concept into this new folder: vectors of every model, contrast data.",
+    help="Copy all of it into this new folder, vectors of every model and contrast data: of one "
+    "concept, or of a library, which can be pushed again.",
 )
 @json_option
 def pull(ref: str, model: str, output: Path | None, json_: bool) -> None:
@@ -129,7 +135,7 @@ def pull(ref: str, model: str, output: Path | None, json_: bool) -> None:
     if parsed is None:
         raise UsageError(f"{ref!r} is no repository: write owner/name[@revision][:concept]")
     with bars() as progress:
-        shared = open_repo(parsed, progress)
+        shared = open_repo(parsed, progress, whole=output is not None)
         if output is not None:
             if not shared.ours:
                 read_shared(shared, model, progress)
@@ -174,7 +180,7 @@ def search(text: str, model: str, json_: bool) -> None:
             [
                 one.repo,
                 "mlxsteer" if one.ours else "plain",
-                ", ".join(one.base_models) or "-",
+                "-" if not one.base_models else one.base_models[0] + _more(one.base_models),
                 str(len(one.files)),
                 str(one.downloads),
                 one.updated or "-",
@@ -184,3 +190,7 @@ def search(text: str, model: str, json_: bool) -> None:
     )
     if not found:
         say("nothing was found: leave out a word, or the model")
+
+
+def _more(names: tuple[str, ...]) -> str:
+    return f" +{len(names) - 1}" if len(names) > 1 else ""

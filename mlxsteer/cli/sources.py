@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "beside",
     "find_vector",
+    "library_at",
     "load_model",
     "named_vectors",
     "others_at_hand",
@@ -83,7 +84,41 @@ def find_vector(name: str) -> Concept | Vector | Shared:
             return open_repo(ref, progress)
     if os.path.isfile(place) or place.endswith((".safetensors", ".gguf", ".f32")):
         return read_file(place)
+    within = [] if os.path.isfile(os.path.join(place, "vector.toml")) else _concepts_in(place)
+    if within:
+        raise UsageError(
+            f"{name} holds a folder per concept: name one, as in {within[0]}, or push all of them "
+            "with --all"
+        )
     return concept(place)
+
+
+def _concepts_in(folder: str | Path) -> list[Path]:
+    return sorted(path.parent for path in Path(folder).glob("*/vector.toml"))
+
+
+def library_at(folder: str | None) -> list[Concept]:
+    """Return the concepts that have a vector, of a folder with a folder for each or of the library,
+    after saying which have none.
+
+    Raises:
+        UsageError: the folder is a concept's own, or holds none.
+        MlxsteerError: a concept is damaged, or none has a vector.
+    """
+    place = None if folder is None else Path(folder).expanduser()
+    if place is not None and (place / "vector.toml").is_file():
+        raise UsageError(f"{folder} is one concept: name one thing to push, or say --all")
+    if place is not None and not _concepts_in(place):
+        raise UsageError(f"{folder} holds no concepts: --all takes a folder with a folder for each")
+    found = concepts() if place is None else [read_concept(path) for path in _concepts_in(place)]
+    bare = [one.name for one in found if not any(one.folder.glob("*.safetensors"))]
+    if len(bare) == len(found):
+        raise MlxsteerError(
+            "no concept has a vector to push: mlxsteer vectors build --all -o FOLDER makes them"
+        )
+    if bare:
+        log.info("without a vector, left out: %s", ", ".join(bare))
+    return [one for one in found if one.name not in bare]
 
 
 def read_shared(shared: Shared, model: ModelRef | str, progress: Progress) -> Vector:
