@@ -31,7 +31,7 @@ __all__ = ["SPLIT", "bands", "can_choose", "choose", "settings"]
 
 SPLIT = "dev"
 TEXTS = 4  # neutral texts behind the cost of a candidate
-PROMPTS = 8  # dev prompts, at most
+PROMPTS = 12  # dev prompts, at most
 TWELFTHS = ((2, 6), (3, 9), (4, 8), (6, 8), (6, 10), (8, 12))  # of the depth: from, to
 
 log = logging.getLogger("mlxsteer")

@@ -473,7 +473,7 @@ def test_shipped_completions_differ_in_the_concept_alone(found: Concept) -> None
 
 def test_no_completion_is_shipped_twice() -> None:
     texts = [text for found in concepts() for c in found.completions for text in _sides(c)]
-    assert len(texts) == 2 * (16 * 36 + 401)  # dev and test, and train
+    assert len(texts) == 2 * (16 * 36 + 687)  # dev and test, and train
     assert len({" ".join(words(text)) for text in texts}) == len(texts)
 
 

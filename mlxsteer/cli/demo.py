@@ -16,7 +16,7 @@ STRENGTHS = (-1.0, 0.0, 1.0)
 @model_options
 @click.option("--concept", default="joyful", show_default=True, help="A library name or a folder.")
 @click.option(
-    "--prompt", default="What do you think of Mondays?", show_default=True, help="What to ask."
+    "--prompt", default="How was the party?", show_default=True, help="What to ask."
 )
 @tokens_option(44)
 def command(model: ModelChoice, concept: str, prompt: str, max_tokens: int) -> None:
