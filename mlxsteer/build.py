@@ -8,9 +8,9 @@ is left as it is.
 A vector is the one that `extract` makes, byte for byte, on the layers that are chosen by the
 concept's dev completions where it has them. The concepts are read one after another, what the sides
 of each begin with once: on SmolLM2 the 1,470 sides of the 16 shipped concepts have 99,479 tokens,
-of which this way reads 65,437, in 120 passes. No prompt stands in two concepts, so that reading them
-all at once would save nothing. What they share is the neutral text on which they are calibrated,
-and that is written once.
+of which this way reads 65,437, in 120 passes. No prompt stands in two concepts, so that reading
+them all at once would save nothing. What they share is the neutral text on which they are
+calibrated, and that is written once.
 
 It knows nothing of the terminal, and of how a vector is found or calibrated.
 """

@@ -13,9 +13,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import ModelInfo
 
 from .card import TAG
+from .hub import packings
 from .hub_errors import one_line
 from .hub_ref import REPO
-from .library import known_model
 from .model_ref import base_name
 from .values import printable
 
@@ -47,7 +47,7 @@ def search(text: str = "", model: str = "") -> list[Found]:
         model: a known model's name or a Hub id: only vectors of its weights, in any packing.
     """
     api = HfApi()
-    wanted = _packings(model) if model else set()
+    wanted = packings(model) if model else set()
     found: dict[str, Found] = {}
     tagged = [([TAG], None), *(([tag, "gguf"], None) for tag in FOREIGN)]
     with one_line("the search", None, "search", ""):
@@ -58,12 +58,6 @@ def search(text: str = "", model: str = "") -> list[Found]:
                 if text.lower() in words and (not model or _fits(one, wanted)):
                     found.setdefault(one.repo, one)
     return sorted(found.values(), key=lambda one: (not one.ours, -one.downloads, one.repo))
-
-
-def _packings(model: str) -> set[str]:
-    known = known_model(model)
-    ids = [known.original, *(entry.repo for entry in known.hub)] if known else [model]
-    return {base_name(name) for name in ids if name}
 
 
 def _fits(one: Found, wanted: set[str]) -> bool:

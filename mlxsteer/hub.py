@@ -24,35 +24,29 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub import errors as hub
-from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi, try_to_load_from_cache
 
-from .download import Megabytes, bar
 from .errors import MlxsteerError, UsageError
 from .hub_errors import one_line
 from .hub_ref import HubRef
+from .library import known_model
 from .model_ref import ModelRef, base_name
 from .progress import Progress, silent
+from .snapshot import SAFE, Snapshot
 from .tables import near
 from .values import brief, parsed, printable
 from .vector import read_vector
 
-__all__ = ["CONFIG_VERSION", "MAX_BYTES", "Entry", "Shared", "Snapshot", "entries_of", "open_repo"]
+__all__ = ["CONFIG_VERSION", "Entry", "Shared", "entries_of", "open_repo", "packings"]
 
 CONFIG_VERSION = 1
-MAX_BYTES = 1 << 26  # of one file: no vector is near it, and no model is fetched for one
 MAX_CONFIG = 1 << 22
 
 # What belongs to a concept and may be copied into a folder.
 SUFFIXES = (".gguf", ".json", ".jsonl", ".md", ".png", ".safetensors", ".toml", ".txt")
-_PART = r"[A-Za-z0-9_][\w .,+()\[\]-]{0,127}"
-_SAFE = re.compile(rf"(?:{_PART}/){{0,4}}{_PART}")
 _PICKLES = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 
 log = logging.getLogger("mlxsteer")
@@ -66,76 +60,6 @@ class Entry:
     file: str
     sha256: str = ""
     model: ModelRef | None = None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One commit of a repository."""
-
-    repo: str
-    commit: str
-
-    @cached_property
-    def files(self) -> dict[str, RepoFile | None]:
-        """Every file of the commit; without a connection, None for each that is in the cache."""
-        try:
-            with one_line(self.repo, self.commit, "repository", ""):
-                tree = HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit)
-                return {item.path: item for item in tree if isinstance(item, RepoFile)}
-        except MlxsteerError as error:
-            if not _unreachable(error.__cause__):
-                raise
-            name = repo_folder_name(repo_id=self.repo, repo_type="model")
-            kept = Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
-            found = (path.relative_to(kept).as_posix() for path in kept.rglob("*"))
-            if not (names := [name for name in found if (kept / name).is_file()]):
-                raise
-            return dict.fromkeys(names)
-
-    def fetch(self, name: str, progress: Progress = silent, most: int = MAX_BYTES) -> Path:
-        """Return one file's place in the cache.
-
-        Raises:
-            MlxsteerError: it is not there, too large for a vector, or not what the commit says.
-        """
-        if not _SAFE.fullmatch(name) or ".." in name.split("/"):
-            raise MlxsteerError(f"{self.repo} has a file of the name {brief(name)}: it is refused")
-        cached = try_to_load_from_cache(self.repo, name, revision=self.commit)
-        if isinstance(cached, str):
-            path = Path(cached)
-        else:
-            found = self.files.get(name)
-            if found is None:
-                raise MlxsteerError(f"{self.repo} at {self.commit[:12]} has no file {brief(name)}")
-            if found.size > most:
-                raise MlxsteerError(
-                    f"{self.repo}: {name} has {found.size} bytes: no vector is as large"
-                )
-            with one_line(self.repo, self.commit, "repository"):
-                told = bar(Megabytes(progress, found.size))
-                path = Path(hf_hub_download(self.repo, name, revision=self.commit, tqdm_class=told))
-        self._verify(path, name)
-        return path
-
-    def _verify(self, path: Path, name: str) -> None:
-        """Compare a file of the cache with the hash that it is kept under."""
-        kept_as = _blob(path).name
-        data = path.read_bytes()
-        found = (
-            hashlib.sha256(data).hexdigest()
-            if len(kept_as) == 64
-            else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        )
-        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept_as) and kept_as != found:
-            self.refuse(path, f"{name} is not the file of commit {self.commit[:12]}")
-
-    def refuse(self, path: Path, why: str) -> None:
-        """Remove a file from the cache, so that it can be fetched anew, and raise."""
-        for place in (path.resolve(), _blob(path), path):
-            place.unlink(missing_ok=True)
-        raise MlxsteerError(
-            f"{self.repo}: {why}: it was changed, and is not used; try again, or ask its owner"
-        )
 
 
 @dataclass(frozen=True)
@@ -156,14 +80,15 @@ class Shared:
     def choose(self, model: ModelRef | str | None = None) -> Entry:
         """Return the vector for a model: of the same packing, else of the same weights.
 
-        `model` may be a model's name as people write it; None takes the only one there is.
+        `model` may be a model's name as people write it; None takes the only one there is. A file
+        that does not say its model is taken for any.
         """
         if isinstance(model, ModelRef):
             fits = [(e.model, e) for e in self.entries if e.model and e.model.same_model(model)]
             fits.sort(key=lambda fit: _packing(fit[0]) != _packing(model))
             foreign = [entry for entry in self.entries if entry.model is None]
             found = next(iter([entry for _, entry in fits] + foreign), None)
-        elif len(self.entries) == 1:
+        elif len(self.entries) == 1 and (model is None or self.entries[0].model is None):
             return self.entries[0]
         else:
             found = next((e for e in self.entries if model and _is_called(e, model)), None)
@@ -244,27 +169,13 @@ class Shared:
         return found
 
 
-def _blob(path: Path) -> Path:
-    """What a file of the cache is a link to, named by its hash (itself a link if xet shares it)."""
-    return path.parent / os.readlink(path) if path.is_symlink() else path
-
-
 def _packing(model: ModelRef) -> tuple[str, str]:
     return model.repo, model.quantization
 
 
 def _is_called(entry: Entry, model: str) -> bool:
-    stem = Path(entry.file).stem.lower()
     repo = base_name(entry.model.repo) if entry.model else ""
-    return model.lower() == stem or base_name(model) in (stem, repo)
-
-
-def _unreachable(error: BaseException | None) -> bool:
-    answered = isinstance(error, hub.HfHubHTTPError)
-    return not answered and isinstance(
-        error,
-        (hub.OfflineModeIsEnabled, hub.HTTPError),  # type: ignore[attr-defined]
-    )
+    return model.lower() == Path(entry.file).stem.lower() or repo in packings(model)
 
 
 def open_repo(ref: HubRef, progress: Progress = silent, *, whole: bool = False) -> Shared:
@@ -303,7 +214,7 @@ def entries_of(config: Mapping[str, Any], repo: str) -> tuple[Entry, ...]:
         if not (isinstance(name, str) and isinstance(file, str) and isinstance(digest, str)):
             raise MlxsteerError(f"{where} has a vector without name, file and sha256")
         parts = file.split("/")
-        if not _SAFE.fullmatch(file) or ".." in parts or not file.endswith(".safetensors"):
+        if not SAFE.fullmatch(file) or ".." in parts or not file.endswith(".safetensors"):
             raise MlxsteerError(f"{where} names the file {brief(file)}, which is no vector's name")
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise MlxsteerError(f"{where} has the sha256 {brief(digest)}: 64 hex digits are one")
@@ -313,6 +224,13 @@ def entries_of(config: Mapping[str, Any], repo: str) -> tuple[Entry, ...]:
             raise MlxsteerError(f"{where}: {error}") from error
         found.append(Entry(name, file, digest, model))
     return tuple(found)
+
+
+def packings(model: str) -> set[str]:
+    """Return the names (`base_name`) of the weights that a known model's name or a Hub id means."""
+    known = known_model(model)
+    ids = [known.original, *(file.repo for file in known.hub)] if known else [model]
+    return {base_name(name) for name in ids if name}
 
 
 def _of_concept(ref: HubRef, entries: tuple[Entry, ...], whole: bool) -> tuple[Entry, ...]:
@@ -328,7 +246,7 @@ def _of_concept(ref: HubRef, entries: tuple[Entry, ...], whole: bool) -> tuple[E
 
 def _foreign(ref: HubRef, snapshot: Snapshot) -> tuple[Entry, ...]:
     """The file that is meant in a repository that does not say what it holds."""
-    names = sorted(name for name in snapshot.files if _SAFE.fullmatch(name))
+    names = sorted(name for name in snapshot.files if SAFE.fullmatch(name))
     files = [name for name in names if name.endswith((".gguf", ".safetensors"))]
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         log.info("%s: %s is left alone, it could run any program", ref.repo, brief(pickles[0]))

@@ -24,10 +24,11 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from .errors import MlxsteerError, UsageError
-from .hub import Snapshot, entries_of
+from .hub import entries_of
 from .hub_errors import one_line
 from .hub_ref import REPO
 from .progress import Progress, silent
+from .snapshot import Snapshot
 from .values import brief, parsed, printable
 
 __all__ = ["Pushed", "check_models", "push"]

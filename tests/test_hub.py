@@ -916,6 +916,11 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     assert told["url"] == f"{server.url}/alice/salty"
     pulled = command(server, home, "vectors", "pull", "alice/salty", "--json", HF_TOKEN="")
     assert json.loads(pulled.stdout)["commit"] == told["commit"]
+    other = command(server, home, "vectors", "pull", "alice/salty", "-m", "llama-3.2-1b")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert "has vectors for tiny/random, none for llama-3.2-1b" in other.stderr
+    same = command(server, home, "vectors", "pull", "alice/salty", "-m", "a/Random-8bit")
+    assert same.returncode == 0, same.stderr
     shown = command(server, home, "vectors", "show", "alice/salty", HF_HUB_OFFLINE="1")
     assert "talks of salt" in shown.stdout or "salty" in shown.stdout
     found = command(server, home, "vectors", "search", "salt", "--json")

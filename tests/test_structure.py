@@ -31,6 +31,7 @@ RANKS = [
     "selftest state",
     "adopt gguf_families gguf_tensors runtime thinking",
     "download folder gguf_model gguf_tokenizer prompt_cache",
+    "snapshot",
     "hub",
     "interop",
     "bundle catalog publish",

@@ -15,9 +15,7 @@ STRENGTHS = (-1.0, 0.0, 1.0)
 @click.command("demo")
 @model_options
 @click.option("--concept", default="joyful", show_default=True, help="A library name or a folder.")
-@click.option(
-    "--prompt", default="How was the party?", show_default=True, help="What to ask."
-)
+@click.option("--prompt", default="How was the party?", show_default=True, help="What to ask.")
 @tokens_option(44)
 def command(model: ModelChoice, concept: str, prompt: str, max_tokens: int) -> None:
     """Extract a vector, calibrate it, and write one answer at strength -1, 0 and 1.

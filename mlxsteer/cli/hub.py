@@ -129,22 +129,23 @@ def pull(ref: str, model: str, output: Path | None, json_: bool) -> None:
     from ..hub import open_repo
     from ..hub_ref import HubRef
     from ..progress import bars
-    from .sources import read_shared
+    from .sources import asked_model, read_shared
 
     parsed = HubRef.parse(ref)
     if parsed is None:
         raise UsageError(f"{ref!r} is no repository: write owner/name[@revision][:concept]")
     with bars() as progress:
         shared = open_repo(parsed, progress, whole=output is not None)
+        wanted = asked_model(shared, model)
         if output is not None:
             if not shared.ours:
-                read_shared(shared, model, progress)
+                read_shared(shared, wanted, progress)
             files = shared.save(output, progress)
             place: Path = output
         else:
-            entry = shared.choose(model)
+            entry = shared.choose(wanted)
             place = shared.fetch(entry, progress)
-            read_shared(shared, model, progress)
+            read_shared(shared, wanted, progress)
             files = [entry.file]
     if json_:
         where = {"repo": parsed.repo, "commit": shared.snapshot.commit}

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ..errors import MlxsteerError, UsageError
 from ..hub_ref import HubRef
 from ..library import Concept, cached_vector_path, concept, concepts, home, read_concept
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ..steering import Steering  # imports mlx, which `vectors show` can do without
 
 __all__ = [
+    "asked_model",
     "beside",
     "find_vector",
     "library_at",
@@ -121,11 +124,18 @@ def library_at(folder: str | None) -> list[Concept]:
     return [one for one in found if one.name not in bare]
 
 
-def read_shared(shared: Shared, model: ModelRef | str, progress: Progress) -> Vector:
+def read_shared(shared: Shared, model: ModelRef | str | None, progress: Progress) -> Vector:
     """Return the vector of a repository for a model; its file stays in the cache."""
     from ..interop import load_vector
 
     return load_vector(shared.fetch(shared.choose(model), progress))
+
+
+def asked_model(shared: Shared, model: str) -> str | None:
+    """Return the model to choose by: where `-m` was not given, the only vector is as good."""
+    source = click.get_current_context().get_parameter_source("model")
+    given = source is not click.core.ParameterSource.DEFAULT
+    return model if given or len(shared.entries) > 1 else None
 
 
 def beside(vector: Vector | Shared, path: str) -> Concept:

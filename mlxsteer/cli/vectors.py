@@ -80,7 +80,7 @@ def show(vector: str, model: str, json_: bool) -> None:
     from ..progress import bars
     from ..vector import Vector, read_vector
     from .listing import facts
-    from .sources import find_vector, read_shared
+    from .sources import asked_model, find_vector, read_shared
 
     found = find_vector(vector)
     if isinstance(found, Concept):
@@ -93,7 +93,7 @@ def show(vector: str, model: str, json_: bool) -> None:
         found = read_vector(path)
     elif not isinstance(found, Vector):
         with bars() as progress:
-            found = read_shared(found, model, progress)
+            found = read_shared(found, asked_model(found, model), progress)
     if json_:
         scales = [float(scale) for scale in found.scales]
         return as_json({**found.record(), "width": found.hidden_size, "scales": scales})
