@@ -3,8 +3,10 @@
 Candidates are places relative to the depth of a model, the middle third among them. Every one is
 brought to equal KL on a part of the neutral text and read on the concept's dev completions; they
 are taken in the order of the lower bound of their effect, as long as it is above 0, and the first
-whose answers hold together is chosen. Where there is none, the first in that order is, and a
-warning says so. The test split is not read. All of it goes into the vector's evidence.
+whose answers hold together is chosen. Where there is none, the one whose answers loop least is, and
+a warning says so. Answers are read at strength 1 and on either side of it: a dozen alone are too
+few, one of them that loops by chance would decide. The test split is not read. All of it goes into
+the vector's evidence.
 
 It knows nothing of how directions are found.
 """
@@ -32,6 +34,7 @@ __all__ = ["SPLIT", "bands", "can_choose", "choose", "settings"]
 SPLIT = "dev"
 TEXTS = 4  # neutral texts behind the cost of a candidate
 PROMPTS = 12  # dev prompts, at most
+STRENGTHS = (0.75, 1.0, 1.25)  # at which they are answered
 TWELFTHS = ((2, 6), (3, 9), (4, 8), (6, 8), (6, 10), (8, 12))  # of the depth: from, to
 
 log = logging.getLogger("mlxsteer")
@@ -65,6 +68,7 @@ def settings(concept: Concept, n_layers: int, text: Neutral) -> dict[str, Any]:
     return {
         "split": SPLIT,
         "prompts": len(judged),
+        "strengths": list(STRENGTHS),
         "completions_sha256": hashlib.sha256(said.encode()).hexdigest(),
         "budget": BUDGET,
         "text_sha256": text.some(TEXTS).sha256,
@@ -110,15 +114,15 @@ def choose(
             f"no band of layers of {concept.name} can be measured: {cells[0].error}"
         )
     progress(stage, len(candidates), len(candidates) + 1)
-    chosen = order[0]
+    read: list[Cell] = []
     for cell in order:
         if cell.effect is None or not cell.effect.above:
             break  # text that holds together is no merit of a vector that does nothing
-        (read,) = trials.read_text([cell], [vector_of(cell.layers)])
-        cells[cells.index(cell)] = read
-        if read.coherent:
-            chosen = read
+        read += trials.read_text([cell], [vector_of(cell.layers)], strengths=STRENGTHS)
+        cells[cells.index(cell)] = read[-1]
+        if read[-1].coherent:
             break
+    chosen = min(read, key=_broken, default=order[0])
     progress(stage, len(candidates) + 1, len(candidates) + 1)
     if chosen.effect is not None and not chosen.effect.above:
         log.warning(
@@ -137,6 +141,11 @@ def choose(
     return chosen.layers, {**record, "candidates": [_told(cell) for cell in cells]}
 
 
+def _broken(cell: Cell) -> tuple[bool, float]:
+    assert cell.coherence is not None
+    return not cell.coherent, cell.coherence.loop_rate
+
+
 def _told(cell: Cell) -> dict[str, Any]:
     """Return a candidate for the record."""
     told: dict[str, Any] = {"layers": spelled(cell.layers)}
@@ -144,4 +153,5 @@ def _told(cell: Cell) -> dict[str, Any]:
         return {**told, "error": cell.error}
     told |= {"kl": round(cell.kl, 4), "effect": round(cell.effect.mean, 4)}
     told |= {"low": round(cell.effect.low, 4), "high": round(cell.effect.high, 4)}
-    return {**told, "coherent": cell.coherent}
+    loops = None if cell.coherence is None else round(cell.coherence.loop_rate, 4)
+    return {**told, "coherent": cell.coherent, "loops": loops}

@@ -138,21 +138,25 @@ class Trials:
         cells: Sequence[Cell],
         vectors: Sequence[Vector],
         *,
+        strengths: Sequence[float] = (1.0,),
         progress: Progress = silent,
     ) -> list[Cell]:
-        """Return the cells with the coherence of what their vectors, of natural scale, write."""
-        steerings = [
-            Steering((_scaled(vector, cell.factor), 1.0))
+        """Return the cells with the coherence of what their vectors, of natural scale, write at
+        some strengths, taken together.
+        """
+        groups = [
+            [Steering((_scaled(vector, cell.factor), strength)) for strength in strengths]
             for cell, vector in zip(cells, vectors, strict=True)
             if cell.factor is not None
         ]
-        new = [OFF, *steerings] if self._plain is None else steerings
-        wanted = [[(side, steering) for side in self._asked] for steering in new]
+        new = [[OFF], *groups] if self._plain is None else groups
+        wanted = [[(side, one) for one in some for side in self._asked] for some in new]
         written = write(self._model, self._tokenizer, wanted, self._tokens, progress=progress)
         read = []
         for i, some in enumerate(written):
             progress("reading answers", i, len(written))
-            read.append(read_coherence(self._model, self._tokenizer, self._in_words, some))
+            sides = self._in_words * len(new[i])
+            read.append(read_coherence(self._model, self._tokenizer, sides, some))
         progress("reading answers", len(written), len(written))
         if self._plain is None:
             self._plain, *read = read

@@ -13,6 +13,7 @@ from test_trials import dev_concept
 from tiny import LAYERS, tokenizer, vector
 
 from mlxsteer.choice import bands, can_choose, choose, settings
+from mlxsteer.coherence import Coherence
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.extract import default_layers, extract
 from mlxsteer.grid import spelled
@@ -47,13 +48,25 @@ def planting(band: tuple[int, ...], positive: Any = POSITIVE, negative: Any = NE
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
-    """Bands whose text is said not to hold together; a tiny model's own never does."""
-    found: set[tuple[int, ...]] = set()
+def broken(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], float]:
+    """How many answers of a band are said to loop, of one whose text does not hold together; a
+    tiny model's own never does.
+    """
+    found: dict[tuple[int, ...], float] = {}
 
-    def reading(self: object, cells: list[Any], vectors: list[Any]) -> list[Any]:
+    def reading(
+        self: object, cells: list[Any], vectors: list[Any], *, strengths: tuple[float, ...]
+    ) -> list[Any]:
         assert [v.layers for v in vectors] == [c.layers for c in cells]
-        return [dataclasses.replace(c, coherent=c.layers not in found) for c in cells]
+        assert (min(strengths) + max(strengths)) / 2 == 1.0
+        return [
+            dataclasses.replace(
+                c,
+                coherent=c.layers not in found,
+                coherence=Coherence(1.0, found.get(c.layers, 0.0), 1.0),
+            )
+            for c in cells
+        ]
 
     monkeypatch.setattr("mlxsteer.trials.Trials.read_text", reading)
     return found
@@ -83,9 +96,9 @@ def test_what_does_the_opposite_is_not(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_text_that_breaks_is_passed_over(
-    broken: set[tuple[int, ...]], caplog: pytest.LogCaptureFixture
+    broken: dict[tuple[int, ...], float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the next band that does something; where none holds together, for none."""
+    """For the next band that does something; where none holds together, for one that loops less."""
     most, next_ = (LAYERS - 2, LAYERS - 1), (LAYERS - 2,)
     made = planting(most)
 
@@ -93,7 +106,7 @@ def test_text_that_breaks_is_passed_over(
         row = towards(POSITIVE, NEGATIVE).rows()[LAYERS - 1]
         return Vector.from_rows("nautical", {2: row}) if band == next_ else made(band)
 
-    broken.add(most)
+    broken[most] = 0.5
     arguments = (model(), tokenizer(), dev_concept(), vector_of, neutral(model()))
     with caplog.at_level(logging.WARNING, "mlxsteer"):
         chosen, record = choose(*arguments)
@@ -101,8 +114,10 @@ def test_text_that_breaks_is_passed_over(
         assert (chosen, marks["2-3"], marks["2"]) == (next_, False, True)
         assert marks["0-1"] is None  # was not needed
         assert caplog.text == ""
-        broken |= set(bands(LAYERS))
+        broken |= dict.fromkeys(bands(LAYERS), 0.5)
         assert choose(*arguments)[0] == most
+        broken[next_] = 0.25
+        assert choose(*arguments)[0] == next_
     assert "no band of layers that moves its completions the text holds together" in caplog.text
 
 

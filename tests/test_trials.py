@@ -116,6 +116,10 @@ def test_text_is_read_beside_the_unsteered_one() -> None:
     assert read[2].coherence is not None
     assert read[2].coherence.loop_rate == 1
     assert longer.read_text([wild], [raw]) == read[2:]  # the unsteered answers are kept
+    (both,) = longer.read_text([wild], [raw], strengths=(1e-10, 1.0))
+    assert both.coherence is not None
+    assert longer.baseline.loop_rate < 1  # the strong one loops always, taken together less
+    assert both.coherence.loop_rate == pytest.approx((1 + longer.baseline.loop_rate) / 2)
 
 
 def test_a_concept_that_nothing_can_be_chosen_by_is_refused() -> None:
