@@ -1,11 +1,12 @@
 """Teacher forcing: what a model says of given answers, token by token, under any steering.
 
 A `Forced` holds texts, each a prompt and an answer that is read and not written. Every call reads
-all of them once under one steering. What all texts share is read once, texts are batched by
-length, and blocks below the first that can be steered are read in the first call and never again:
-their residual is patched in, and MLX never evaluates what is replaced. Where several such places
-are named, a call goes on from the highest that its steering does not reach below. Behind the last
-block only the answers' tokens go on: the head, a fifth of a small model, is not for prompts.
+all of them once under one steering. What all texts share is read once, and so is a long prompt that
+has several short answers; texts are batched by length, and blocks below the first that can be
+steered are read in the first call and never again: their residual is patched in, and MLX never
+evaluates what is replaced. Where several such places are named, a call goes on from the highest
+that its steering does not reach below. Behind the last block only the answers' tokens go on: the
+head, a fifth of a small model, is not for prompts.
 
 It knows nothing of what the texts are nor of what is made of the logits. Shapes: a pass gives
 `[n, V]` for the `n` answer tokens in it.
@@ -13,7 +14,7 @@ It knows nothing of what the texts are nor of what is made of the logits. Shapes
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -57,6 +58,7 @@ class _Pass:
         rows: which text every wanted logit belongs to, `[n]`.
         targets: the token that it should predict, `[n]`.
         picked: its place among the `B * T`, `[n]`.
+        trunk: what is read before it `[b, position - prefix]`, a row per `B / b` of its own.
     """
 
     tokens: mx.array
@@ -65,6 +67,7 @@ class _Pass:
     rows: np.ndarray
     targets: mx.array
     picked: mx.array
+    trunk: mx.array | None = None
 
 
 class _PickTap(Tap):
@@ -121,10 +124,14 @@ class Forced:
         if all(isinstance(c, KVCache) for c in model.make_cache()):
             # of prompts alone, their last token aside: named phases treat it alike in every text
             self.prefix = shared_prefix([text.tokens[: text.start] for text in texts])
-        self._passes = []
         size = max(64, min(1024, (1 << 26) // int(model.args.vocab_size)))
-        for batch in batches([len(text.tokens) - 1 - self.prefix for text in texts], size):
-            self._passes.append(_make_pass(texts, batch, self.prefix))
+        trunks = _trunks(texts, self.prefix) if self.prefix else []
+        if trunks:
+            self._passes = list(_branching(texts, trunks, self.prefix, size))
+        else:
+            lengths = [len(text.tokens) - 1 - self.prefix for text in texts]
+            some = batches(lengths, size)
+            self._passes = [_make_pass(texts, batch, self.prefix) for batch in some]
         self._head = mx.array(np.array([texts[0].tokens[: self.prefix]], np.int32))
         self._head_end = mx.array([self.prefix - 1])
         self._residuals: dict[int, dict[int, mx.array]] = {}  # of a pass: block -> its input
@@ -150,10 +157,16 @@ class Forced:
             wanted = taps((steering.at(0, self.prefix, self.prefix + 1),))
             mx.eval(self._through(-1, self._head, self._head_end, cache, wanted, lowest))
         for i, each in enumerate(self._passes):
-            T = each.tokens.shape[1]
+            rows, T = each.tokens.shape
+            before = cache
+            if each.trunk is not None:
+                shared, length = each.trunk.shape
+                rows //= shared
+                before = repeat_cache(cache, shared)
+                acting = tuple(steering.at(self.prefix, length, n) for n in each.starts[::rows])
+                self._through(-2 - i, each.trunk, mx.array([0]), before, taps(acting), lowest)
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
-            copies = repeat_cache(cache, each.tokens.shape[0])
-            wanted = taps(acting)
+            copies, wanted = repeat_cache(before, rows), taps(acting)
             logits = self._through(i, each.tokens, each.picked, copies, wanted, lowest)
             yield each.rows, each.targets, logits.astype(mx.float32)
 
@@ -213,6 +226,39 @@ def _make_pass(texts: Sequence[Text], batch: list[int], prefix: int) -> _Pass:
     starts = tuple(texts[i].start for i in batch)
     where = np.array(rows), mx.array(targets), mx.array(picked)
     return _Pass(mx.array(padded), prefix, starts, *where)
+
+
+def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
+    """Return the texts by their prompts if to read each prompt once saves a third of all tokens,
+    and every prompt has equally many; else nothing.
+    """
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i, text in enumerate(texts):
+        found.setdefault(text.tokens[: text.start], []).append(i)
+    whole = sum(len(text.tokens) - 1 - prefix for text in texts)
+    saved = sum((len(some) - 1) * (len(prompt) - 1 - prefix) for prompt, some in found.items())
+    alike = len({len(some) for some in found.values()}) == 1
+    return list(found.values()) if alike and saved > whole / 3 else []
+
+
+def _branching(
+    texts: Sequence[Text], trunks: Sequence[list[int]], prefix: int, size: int
+) -> Iterator[_Pass]:
+    """Yield passes whose prompts are of one length, of about `size` tokens on both sides of it."""
+    by_start: dict[int, list[list[int]]] = {}
+    for some in trunks:
+        by_start.setdefault(texts[some[0]].start, []).append(some)
+    for start, alike in sorted(by_start.items()):
+        position = start - 1
+        longest = [max(len(texts[i].tokens) for i in some) - start for some in alike]
+        each = [max(position - prefix, len(alike[0]) * length) for length in longest]
+        for batch in batches(each, size):
+            found = _make_pass(texts, [i for n in batch for i in alike[n]], position)
+            if position == prefix:
+                yield found
+                continue
+            rows = [texts[alike[n][0]].tokens[prefix:position] for n in batch]
+            yield replace(found, trunk=mx.array(np.array(rows, np.int32)))
 
 
 def read_means(model: nn.Module, texts: Sequence[Text], layer: int) -> np.ndarray:

@@ -25,10 +25,16 @@ TEXTS = [
 ]
 
 
-def by_hand(model, steering: Steering | None) -> np.ndarray:
+# Three questions with three choices each, of which two questions are equally long
+QUESTIONS = ((2, 7, 9, 11, 4, 8, 6), (2, 7, 12, 13, 5, 14, 15, 16), (2, 7, 3, 11, 4, 10, 9))
+CHOICES = ((30, 31, 1), (32, 1), (33, 34, 35, 1))
+CHOSEN = [Text((*asked, *said), len(asked)) for asked in QUESTIONS for said in CHOICES]
+
+
+def by_hand(model, steering: Steering | None, texts: list[Text] = TEXTS) -> np.ndarray:
     """Mean log-probability of the answer tokens, one text at a time."""
     found = []
-    for text in TEXTS:
+    for text in texts:
         tokens = list(text.tokens)
         logits = forward(model, tokens, steering=steering, prompt_length=text.start)
         logs = log_softmax(np.array(logits))
@@ -50,6 +56,39 @@ def test_it_is_the_definition(phase: str, layers: tuple[int, ...], first: int) -
     plain, steered, turned = (by_hand(model, Steering((v, s))) for s in (0.0, 1.0, -1.0))
     assert np.abs(steered - plain).max() > 0.01
     assert np.abs(steered - turned).max() > 0.01
+
+
+@pytest.mark.parametrize("phase", ["all", "response", "prompt", "2:6", "6:"])
+@pytest.mark.parametrize(("layers", "first"), [((0,), 0), ((1, 2), 1), ((2,), 2), ((2, 3), (1, 2))])
+def test_a_question_with_many_answers_is_read_once(
+    phase: str, layers: tuple[int, ...], first: int | tuple[int, ...]
+) -> None:
+    model = tiny()
+    v = vector(layers, scale=5.0, phase=phase)
+    forced = Forced(model, CHOSEN, first)
+    steerings = [Steering((v, strength)) for strength in (1.0, 0.0, -1.0, 1.0)]
+    found = [forced.log_probs(steering) for steering in steerings]
+    for steering, one in zip(steerings, found, strict=True):
+        assert one == pytest.approx(by_hand(model, steering, CHOSEN), rel=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 0.01
+    assert np.abs(found[0] - found[2]).max() > 0.01
+
+
+def test_how_many_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = tiny(), []
+    whole = type(model).__call__
+
+    def counted(self: Any, tokens: Any, *rest: Any, **more: Any) -> Any:
+        read.append(tokens.shape)
+        return whole(self, tokens, *rest, **more)
+
+    monkeypatch.setattr(type(model), "__call__", counted)
+    Forced(model, CHOSEN).log_probs(Steering())
+    assert read == [(1, 2), (2, 4), (6, 4), (1, 5), (3, 4)]
+    read.clear()
+    Forced(model, CHOSEN[:2]).log_probs(Steering())  # of one question: all is shared
+    Forced(model, [*CHOSEN[:4], *CHOSEN[6:]]).log_probs(Steering())  # not as many of each
+    assert [rows for rows, _ in read] == [1, 2, 1, 7]
 
 
 def test_sliding_windows_are_read_too() -> None:
