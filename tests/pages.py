@@ -413,7 +413,8 @@ def plot_library(library: Sequence[Known], path: Path) -> None:
         axes.set_yticks(range(len(claimed)), names)
         axes.set_xlabel("strength 1 less the strongest null of the same KL, nats per token")
         axes.set_title(
-            "dot: steered, Holm-corrected interval (x: text breaks); bar: asked in words"
+            "dot: steered, Holm-corrected interval (x: text breaks)\nbar: asked in words",
+            fontsize=9,
         )
 
 
