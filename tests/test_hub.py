@@ -225,6 +225,33 @@ def test_without_a_connection_no_part_is_taken_for_the_whole(
     assert len(shared("alice/salty").save(tmp_path / "back")) == 7
 
 
+def test_transfers_tell_how_far_they_are(server: Server, tmp_path: Path) -> None:
+    """A push by its files, a pull by its bytes: forwards, to the end, and not of what is here."""
+    told: list[tuple[str, int, int]] = []
+
+    def tell(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+
+    long = np.random.default_rng(0).normal(size=(2, 1_200_000)).astype(np.float32)
+    wide = ref(repo="tiny/wide", hidden_size=long.shape[1])
+    fields = {"license": "CC0-1.0", "method": "m", "pairs_sha256": "0" * 64, "model": wide}
+    big = Vector.from_rows("big", {1: long[0], 2: long[1]}, **fields)
+    done = push(collect([of_vector(big)], "alice/big"), "alice/big", progress=tell)
+    files = len(done.changed)
+    assert told[0][0] == "pushing files"
+    assert (told[0][1], told[-1]) == (0, ("pushing files", files, files))
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    told.clear()
+    assert load_vector("alice/big", progress=tell) == big
+    bytes_ = [one for one in told if one[0] == "downloading MB"]
+    assert bytes_[-1][1:] == (10, 10)  # 9.6 MB, rounded up; before it came config.json
+    large = [done for _, done, total in bytes_ if total == 10]
+    assert large == sorted(set(large))
+    told.clear()
+    assert load_vector("alice/big", progress=tell) == big
+    assert told == []
+
+
 def test_branches_tags_and_commits_are_pins(server: Server, tmp_path: Path) -> None:
     first = salty(tmp_path / "a")
     commit = pushed(first).commit
