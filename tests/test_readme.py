@@ -57,10 +57,10 @@ def test_the_commands_run(tmp_path: Path) -> None:
             said = run("-c", main, *shlex.split(command)[1:], cwd=tmp_path, **env).strip()
             assert said, command
             if command.startswith("mlxsteer vectors push"):
-                hub.do("tag", repo="you/pirate", tag="v1")
+                hub.do("tag", repo="you/sea", tag="v1")
                 assert hub.url in said
             elif command.startswith("mlxsteer vectors search"):
-                assert "you/pirate" in said
+                assert "you/sea" in said
     last = shlex.split(COMMANDS[-1])[1:]
     again = run("-c", main, *last, cwd=tmp_path, **env | {"HF_HUB_OFFLINE": "1"})
     assert again.strip() == said  # the Hub is gone by now

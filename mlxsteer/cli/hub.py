@@ -49,7 +49,7 @@ def push(
 
     \b
     Example:
-      mlxsteer vectors push pirate --repo you/pirate
+      mlxsteer vectors push joyful --repo you/joyful
       mlxsteer vectors push --all --repo you/vectors --private
       mlxsteer vectors push --all FOLDER --repo you/vectors
     """
@@ -122,8 +122,8 @@ def pull(ref: str, model: str, output: Path | None, json_: bool) -> None:
 
     \b
     Example:
-      mlxsteer vectors pull you/vectors@v1:pirate
-      mlxsteer generate "How was your day?" -s you/vectors@v1:pirate=1
+      mlxsteer vectors pull you/vectors@v1:joyful
+      mlxsteer generate "How was your day?" -s you/vectors@v1:joyful=1
     """
     from ..errors import UsageError
     from ..hub import open_repo
@@ -167,7 +167,7 @@ def search(text: str, model: str, json_: bool) -> None:
 
     \b
     Example:
-      mlxsteer vectors search pirate -m smollm2-135m
+      mlxsteer vectors search joyful -m smollm2-135m
     """
     from ..catalog import search as found_on_hub
     from .listing import table

@@ -31,7 +31,7 @@ def command(ctx: click.Context) -> None:
 
     \b
     Example:
-      mlxsteer vectors show pirate
+      mlxsteer vectors show joyful
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_)
@@ -206,7 +206,7 @@ def convert(
 
     \b
     Example:
-      mlxsteer vectors convert pirate-smollm2-135m.safetensors pirate.gguf
+      mlxsteer vectors convert joyful-smollm2-135m.safetensors joyful.gguf
       mlxsteer vectors convert sae.safetensors bridge.safetensors --feature 42
       mlxsteer vectors convert x.npz f.safetensors --feature 4 --op cap --target 8
     """
