@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxsteer.library import concepts
 from mlxsteer.report import markdown_table
 from mlxsteer.stats import Interval, corrected, paired_bootstrap
 
@@ -106,6 +107,10 @@ def _summary(record: Record) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
     entries = [*record["figures"]["concepts"].values(), record["figures"]["guide"]]
     commits = ", ".join(sorted({str(entry["commit"]) for entry in entries}))
+    rest = [found.name for found in concepts() if found.name not in record["figures"]["concepts"]]
+    without = (
+        f" Not studied, because they fail their evidence and ship no vector: {', '.join(rest)}."
+    )
     return (
         "A sentence in the system message is the oldest way to steer a model. This page holds it "
         "against a vector at strength 1, and both against the model as it is. `make docs` writes "
@@ -113,7 +118,7 @@ def _summary(record: Record) -> str:
         f"{model['repo']} ({model['quantization']} as stored, computed in {model['dtype']}) on "
         f"{m['chip']}, {m['cpu_cores']} CPU cores, {m['system']}, device {m['device']}; "
         f"{versions}; commit {commits}. It is one small model; a larger one follows instructions "
-        "better.\n\n"
+        f"better.{without if rest else ''}\n\n"
         "The score is that of `mlxsteer eval`: nats per token by which the model prefers the "
         "answer that has the concept, of two that were written beforehand. An effect is the score "
         "less that of the model which was neither asked nor steered, read behind the same talk; "

@@ -463,10 +463,7 @@ def test_the_block_of_the_readme_and_the_plots_are_made_of_the_record(tmp_path: 
 
 # what is committed
 
-measured_once = pytest.mark.skipif(not RECORD.is_file(), reason="make study has not been run")
 
-
-@measured_once
 def test_the_record_is_of_the_library_as_it_is() -> None:
     read = json.loads(RECORD.read_text())
     figures = read["figures"]
@@ -487,7 +484,6 @@ def test_the_record_is_of_the_library_as_it_is() -> None:
             assert same, f"{name}: run make study"
 
 
-@measured_once
 def test_the_page_and_its_plots_are_current(request: pytest.FixtureRequest) -> None:
     read = json.loads(RECORD.read_text())
     plots = [Path("prompting") / f"{name}.png" for name in PLOTS]
@@ -502,7 +498,7 @@ def test_the_page_and_its_plots_are_current(request: pytest.FixtureRequest) -> N
 
 
 def test_the_readme_is_current(request: pytest.FixtureRequest) -> None:
-    read = json.loads(RECORD.read_text()) if RECORD.is_file() else None
+    read = json.loads(RECORD.read_text())
     block, path = readme(read), ROOT / "README.md"
     if request.config.getoption("--write-docs"):
         path.write_text(BLOCK.sub(lambda _: block, path.read_text()))
