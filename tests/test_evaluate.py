@@ -260,12 +260,12 @@ def others_shipped() -> list[Vector]:
 
 
 @pytest.mark.usefixtures("smollm2_gguf")
-def test_a_pirate_passes() -> None:
+def test_calm_passes() -> None:
     """On real weights, against the nulls that Bob from Ohio does not beat."""
     smollm2, words = load("smollm2-135m")
-    pirate = concept("pirate")
-    shipped = read_vector(pirate.folder / "smollm2-135m.safetensors")
-    good = evaluate(smollm2, words, shipped, pirate, others=others_shipped(), size=ON_REAL)
+    calm = concept("calm")
+    shipped = read_vector(calm.folder / "smollm2-135m.safetensors")
+    good = evaluate(smollm2, words, shipped, calm, others=others_shipped(), size=ON_REAL)
     assert good.effect.above
     assert good.against_null.above
 
@@ -274,14 +274,14 @@ def test_a_pirate_passes() -> None:
 def test_bob_from_ohio_fails() -> None:
     """On real weights: a contrast of two names separates prompts as well as any, and means nothing.
 
-    Bob is judged by the pirate's completions, against the same nulls but the pirate itself.
+    Bob is judged by calm's completions, against the same nulls but calm itself.
     """
     smollm2, words = load("smollm2-135m")
-    pirate = concept("pirate")
-    assert pirate.recipe is not None
-    names = Recipe(pirate.recipe.prompts, "You are Bob from Ohio.", "You are Tom from Texas.")
-    held_out = tuple(one for one in pirate.completions if one.split != "train")
-    bob = dataclasses.replace(pirate, name="bob", recipe=names, completions=held_out)
+    calm = concept("calm")
+    assert calm.recipe is not None
+    names = Recipe(calm.recipe.prompts, "You are Bob from Ohio.", "You are Tom from Texas.")
+    held_out = tuple(one for one in calm.completions if one.split != "train")
+    bob = dataclasses.replace(calm, name="bob", recipe=names, completions=held_out)
     text = Neutral.write(smollm2, words, min_tokens=128)
     meaningless = extract(smollm2, words, bob, calibrate=False)
     meaningless = calibrate(smollm2, words, meaningless, neutral=text)
