@@ -11,8 +11,7 @@
 
 VENV := .venv
 BIN  := $(VENV)/bin
-DOCTESTS := $(patsubst %,tests/test_%.py,docs cards gallery speed prompting arch arch_steering deepseek_v4 \
-  deepseek_v4_files edits phases gguf_families)
+DOCTESTS = $(shell grep -lE 'write-docs|mark[.]table' tests/test_*.py)
 MODEL := smollm2-135m
 EVIDENCE := $(patsubst %/$(MODEL).safetensors,%/evaluation.json,$(wildcard vectors/*/$(MODEL).safetensors))
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
