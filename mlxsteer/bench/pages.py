@@ -91,8 +91,8 @@ def page(results: Results, plots: Sequence[Path] = ()) -> str:
         "there. Prefill behind a context is a piece of the prompt that follows so many tokens. "
         "Peak is the most memory that MLX held. Nodes are graph nodes of one pass beyond the "
         "base's; host ms is what the host takes to build the graph of a step. A target passes "
-        "when the lower end reaches it with an interval no wider than 0.02, and stays open when "
-        "that is too wide.\n",
+        "when the lower end reaches it with an interval no wider than 0.02, fails when not even "
+        "the upper end does, and else stays open.\n",
     ]
     if results.partial:
         parts.append("**This run was interrupted: rows are missing.**\n")
@@ -143,19 +143,24 @@ def plot_overhead(results: Results, path: Path) -> None:
 
 
 def plot_contexts(results: Results, path: Path) -> None:
-    """Draw tokens/s by context, off and steered, for one row."""
+    """Draw tokens/s by context, off and steered, for one row.
+
+    Steered is one speed of off times the case's ratio: the machine changed between comparisons.
+    """
     names = ("add-1", "add-10", "project")
     rows = [r for r in results.rows if r.batch == 1 and r.base == "off" and not r.control]
     with figure(path, 7.5, 3.2, axes=2) as both:
         for axes, kind in zip(both, ("decode", "prefill"), strict=True):
             here = [r for r in rows if r.kind == kind]
-            off = {r.context: r.base_speed for r in here if r.case == names[0]}
+            off: dict[int, float] = {}
+            for r in here:
+                off.setdefault(r.context, r.base_speed)
             axes.plot(list(off), list(off.values()), "o-", color=COLOURS[4], label="off")
             for name, colour in zip(names, COLOURS, strict=False):
                 found = [r for r in here if r.case == name]
                 axes.plot(
                     [r.context for r in found],
-                    [r.base_speed * r.ratio for r in found],
+                    [off[r.context] * r.ratio for r in found],
                     "o--",
                     color=colour,
                     label=name,

@@ -107,7 +107,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`pass`, `FAIL`, `open` (the interval is too wide to tell), or "" without a target."""
+        """`pass`, `FAIL`, `open` (too wide, or the target lies within), "" without one."""
         if self.control:
             return "pass" if self.high < 1 else "FAIL"
         if self.case == "idle":
