@@ -25,7 +25,7 @@ from .steering import Acting, Weights
 from .taps import NO_TAPS, SITES, Add, Join, Tap, Taps
 from .vector import Vector
 
-__all__ = ["EditTap", "taps"]
+__all__ = ["EditTap", "RowPass", "taps"]
 
 RowPass = tuple[Acting, ...]
 Slot = tuple[RowPass, ...]  # per row, what shares its weights over the tokens

@@ -7,7 +7,7 @@ of an edit; two are compared on the span that is to be shared. It knows nothing 
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .errors import MlxsteerError
 from .steering import CONSTANT, Steering, Term
@@ -18,23 +18,59 @@ Spans = list[tuple[int, int]]
 
 
 @dataclass
-class Record:
-    """Spans `[start, stop)` of positions by fingerprint of what acted there."""
+class _Pass:
+    """Positions `start .. stop` read under one steering."""
 
-    spans: dict[str, Spans] = field(default_factory=dict)
+    steering: Steering
+    prompt_length: int | None
+    start: int
+    stop: int
+
+
+class Record:
+    """Spans `[start, stop)` of positions by fingerprint of what acted there.
+
+    A decode loop reads token after token under one steering: such a stretch grows, and its
+    fingerprints are taken when somebody asks.
+    """
+
+    def __init__(self, spans: dict[str, Spans] | None = None) -> None:
+        self._spans = {} if spans is None else spans
+        self._growing: _Pass | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self.spans == other.spans
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Record({self.spans})"
+
+    @property
+    def spans(self) -> dict[str, Spans]:
+        """Fingerprint -> spans, in their order."""
+        last, self._growing = self._growing, None
+        if last is not None:
+            for fingerprint, first, stop in _acting(last):
+                spans = self._spans.setdefault(fingerprint, [])
+                if spans and spans[-1][1] == first:
+                    first = spans.pop()[0]
+                spans.append((first, stop))
+        return self._spans
 
     def add(self, steering: Steering, start: int, length: int, prompt_length: int | None) -> None:
         """Remember a pass over `length` positions from `start`."""
-        for fingerprint, first, last in _acting(steering, start, length, prompt_length):
-            spans = self.spans.setdefault(fingerprint, [])
-            if spans and spans[-1][1] == first:
-                first = spans.pop()[0]
-            spans.append((first, last))
+        last = self._growing
+        went_on = (steering, prompt_length, start)
+        if last is not None and (last.steering, last.prompt_length, last.stop) == went_on:
+            last.stop += length
+            return
+        self._spans = self.spans
+        self._growing = _Pass(steering, prompt_length, start, start + length)
 
     def trim(self, position: int) -> None:
         """Forget everything from `position` on."""
-        cut = self.until(position)
-        self.spans = cut.spans
+        self._spans = self.until(position).spans
 
     def until(self, position: int) -> "Record":
         """Return the record of the positions before `position`."""
@@ -91,14 +127,12 @@ class Record:
             ) from e
 
 
-def _acting(
-    steering: Steering, start: int, length: int, prompt_length: int | None
-) -> Iterator[tuple[str, int, int]]:
-    for term in steering.active:
-        first, last = term.positions(prompt_length)
-        a, b = max(start, first), min(start + length, last)
+def _acting(read: _Pass) -> Iterator[tuple[str, int, int]]:
+    for term in read.steering.active:
+        first, last = term.positions(read.prompt_length)
+        a, b = max(read.start, first), min(read.stop, last)
         if a < b:
-            yield _fingerprint(term, steering.keep_norm, prompt_length), a, int(b)
+            yield _fingerprint(term, read.steering.keep_norm, read.prompt_length), a, int(b)
 
 
 def _fingerprint(term: Term, keep_norm: bool, prompt_length: int | None) -> str:

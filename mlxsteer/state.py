@@ -8,16 +8,17 @@ It knows nothing of models.
 """
 
 import json
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from .errors import MlxsteerError, UsageError
-from .plan import taps
+from .plan import RowPass, taps
 from .record import Record
 from .steering import Steering
-from .taps import Taps
+from .taps import NO_TAPS, Taps
 
 __all__ = ["OFF", "Live", "Row", "SteeringState"]
 
@@ -163,6 +164,7 @@ class SteeringState:
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
         self._right_padding = [0] * len(rows)
+        self._last: tuple[tuple[RowPass, ...], Taps] = ((), NO_TAPS)
 
     @property
     def prompt_length(self) -> int | None:
@@ -210,17 +212,25 @@ class SteeringState:
             self.rows = [self.rows[0].copy() for _ in range(batch)]
             self._right_padding = [0] * batch
         acting = tuple(r.live.steering.at(r.position, length, r.prompt_length) for r in self.rows)
-        waiting = [any(t.phase.name == "answer" for t in r.live.steering.active) for r in self.rows]
+        waiting = [row.live.steering.waits for row in self.rows]
         for i, (row, waits) in enumerate(zip(self.rows, waiting, strict=True)):
             if not waits:
                 row.pass_by(tokens, i)
         if not any(waiting):
-            return taps(acting)
+            return self._known(acting)
         gates = [
             row.watch(tokens[i]) if waits else mx.ones((length, 1))
             for i, (row, waits) in enumerate(zip(self.rows, waiting, strict=True))
         ]
         return taps(acting, mx.stack(gates))
+
+    def _known(self, acting: tuple[RowPass, ...]) -> Taps:
+        """Return the taps of the last pass if the very same acts now: hashing costs more."""
+        before, found = self._last
+        if len(before) != len(acting) or any(map(operator.is_not, before, acting)):
+            found = taps(acting)
+            self._last = acting, found
+        return found
 
     def advance(self, length: int) -> None:
         """Count `length` more tokens as read in every row, under what acts now."""

@@ -5,6 +5,7 @@ the host. Positions are absolute token positions, 0-based. It knows nothing of a
 of models, caches or generation.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from .values import brief
 from .vector import Vector
 
 __all__ = ["CONSTANT", "Acting", "Phase", "Schedule", "Steering", "Term", "Weights"]
+
+KNOWN = 4  # weights of which a steering keeps what acts: prompt and response, also beside others
 
 # How strongly a term acts on the tokens of one pass: a number per token, or None for 1 everywhere.
 Weights = tuple[float, ...] | None
@@ -260,20 +263,37 @@ class Steering:
         object.__setattr__(steering, "terms", _of_one_model(terms))
         return steering
 
-    @property
+    @functools.cached_property
     def active(self) -> tuple[Term, ...]:
         """The terms that change anything: a nonzero strength of a nonzero vector."""
         return tuple(t for t in self.terms if t.strength != 0 and not t.vector.is_zero)
 
+    @functools.cached_property
+    def waits(self) -> bool:
+        """Whether a term waits for the thinking to close."""
+        return any(t.phase.name == "answer" for t in self.active)
+
     def at(self, start: int, length: int, prompt_length: int | None) -> tuple[Acting, ...]:
-        """Return what acts on `length` positions from `start`, with its weights."""
-        found = []
-        for t in self.active:
-            weights = t.weights(start, length, prompt_length)
-            if not isinstance(weights, bool):
-                in_answer = t.phase.name == "answer"
-                found.append(Acting(t.vector, t.strength, weights, in_answer, self.keep_norm))
-        return tuple(found)
+        """Return what acts on `length` positions from `start`, with its weights.
+
+        While no weight changes it is the very same tuple, by which a decode loop knows it again.
+        """
+        weights = tuple(t.weights(start, length, prompt_length) for t in self.active)
+        acting = self._known.get(weights)
+        if acting is None:
+            acting = tuple(
+                Acting(t.vector, t.strength, w, t.phase.name == "answer", self.keep_norm)
+                for t, w in zip(self.active, weights, strict=True)
+                if not isinstance(w, bool)
+            )
+            if len(self._known) == KNOWN:
+                self._known.clear()
+            self._known[weights] = acting
+        return acting
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[Weights | bool, ...], tuple[Acting, ...]]:
+        return {}
 
 
 def _of_one_model(terms: Iterable[Term]) -> tuple[Term, ...]:

@@ -126,6 +126,9 @@ class Taps:
         self.table = dict(table)
         self.hits = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Taps":
+        return self  # mlx-lm copies caches, and what they hold, when it splits batches
+
     def __len__(self) -> int:
         return len(self.table)
 

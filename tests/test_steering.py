@@ -1,5 +1,7 @@
 """Additive steering does exactly its edit, at its place, in every dtype, and nothing when off."""
 
+import copy
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.generate import forward
 from mlxsteer.plan import EditTap, taps
 from mlxsteer.runtime import Steered
+from mlxsteer.state import Live, Row, SteeringState
 from mlxsteer.steering import Phase, Steering
 from mlxsteer.taps import JOINS, NO_TAPS, SITES, Tap, Taps, site_place
 from mlxsteer.vector import Vector
@@ -192,6 +195,30 @@ def test_the_same_steering_reuses_its_arrays() -> None:
     tap = taps((row, row)).at(1, "mlp")
     assert isinstance(tap, EditTap)
     assert tap.streams[0].arrays[0].ndim == 1  # equal rows are one row
+
+
+def test_a_decode_loop_meets_the_same_again_until_something_changes() -> None:
+    """Host time of a step must not grow with the vectors, and none of it may outlive a change."""
+    state = SteeringState([Row(Live(Steering((vector(), 1.0), phase="response")), 2)])
+    token = mx.array([[7]])
+
+    def step() -> Taps:
+        found = state.taps(token)
+        state.advance(1)
+        return found
+
+    assert len(step()) == 0  # the prompt
+    response = step()
+    assert len(response) > 0
+    assert step() is response
+    assert copy.deepcopy(state).taps(token) is response
+    state.steering = Steering((vector(), 2.0), phase="response")
+    doubled = step()
+    assert doubled is not response
+    old, new = (t.at(1, "mlp").streams[0].arrays[0] for t in (response, doubled))  # type: ignore[attr-defined]
+    assert mx.allclose(new, 2 * old)
+    state.steering = Steering((vector(), 2.0), phase="response", schedule="decay(4)")
+    assert step() is not step()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
