@@ -41,8 +41,6 @@ class Record:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and self.spans == other.spans
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         return f"Record({self.spans})"
 
@@ -65,7 +63,7 @@ class Record:
         if last is not None and (last.steering, last.prompt_length, last.stop) == went_on:
             last.stop += length
             return
-        self._spans = self.spans
+        self._spans = self.spans  # with what has grown until now
         self._growing = _Pass(steering, prompt_length, start, start + length)
 
     def trim(self, position: int) -> None:

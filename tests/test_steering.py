@@ -197,8 +197,15 @@ def test_the_same_steering_reuses_its_arrays() -> None:
     assert tap.streams[0].arrays[0].ndim == 1  # equal rows are one row
 
 
-def test_a_decode_loop_meets_the_same_again_until_something_changes() -> None:
-    """Host time of a step must not grow with the vectors, and none of it may outlive a change."""
+def test_a_decode_loop_meets_the_same_again_until_something_changes(monkeypatch) -> None:
+    """Taps are looked up, which hashes every vector, when something changes and not before."""
+    looked_up = []
+
+    def looking_up(rows, *answer) -> Taps:
+        looked_up.append(rows)
+        return taps(rows, *answer)
+
+    monkeypatch.setattr("mlxsteer.state.taps", looking_up)
     state = SteeringState([Row(Live(Steering((vector(), 1.0), phase="response")), 2)])
     token = mx.array([[7]])
 
@@ -210,11 +217,14 @@ def test_a_decode_loop_meets_the_same_again_until_something_changes() -> None:
     assert len(step()) == 0  # the prompt
     response = step()
     assert len(response) > 0
-    assert step() is response
+    looked_up.clear()
+    assert all(step() is response for _ in range(3))
+    assert not looked_up
     assert copy.deepcopy(state).taps(token) is response
     state.steering = Steering((vector(), 2.0), phase="response")
     doubled = step()
     assert doubled is not response
+    assert len(looked_up) == 2  # by the copy, and after the change
     old, new = (t.at(1, "mlp").streams[0].arrays[0] for t in (response, doubled))  # type: ignore[attr-defined]
     assert mx.allclose(new, 2 * old)
     state.steering = Steering((vector(), 2.0), phase="response", schedule="decay(4)")
