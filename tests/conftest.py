@@ -25,8 +25,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the others use the other cores
 for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(_name, None)
 
-import mlxsteer  # noqa: E402, F401
+import mlxsteer  # noqa: E402, F401, I001
 from mlxsteer.safe import SafeRange  # noqa: E402
+
+from hub_place import hub_process, logging_as_before, server  # noqa: E402, F401
+from typed import cli, made, place, unloaded  # noqa: E402, F401
 
 settings.register_profile("mlxsteer", database=None, deadline=None, derandomize=True)
 settings.load_profile("mlxsteer")
