@@ -179,7 +179,7 @@ def _distributions(texts: Forced) -> dict[int, np.ndarray]:
     """Return the log-probabilities at every answer token of each text, `[n, V]`."""
     found = {}
     for rows, _, logits in texts.read(OFF):
-        values = log_softmax(np.array(logits))
+        values = log_softmax(np.asarray(logits))
         for row in np.unique(rows):
             found[int(row)] = values[rows == row]
     return found
@@ -189,7 +189,7 @@ def _from(said: dict[int, np.ndarray], texts: Forced, steering: Steering) -> np.
     """Return the mean KL from the guided distributions to the steered ones, per text, `[N]`."""
     found = np.zeros(len(said))
     for rows, _, logits in texts.read(steering):
-        values = log_softmax(np.array(logits))
+        values = np.asarray(logits)
         for row in np.unique(rows):
             found[row] = token_kl(said[int(row)], values[rows == row]).mean()
     return found

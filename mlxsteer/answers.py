@@ -50,10 +50,16 @@ def write(
     rows: list[list[int]] = [[] for _ in flat]
     total, end = len(flat) * tokens, end_of_turn(tokenizer)
     progress(stage, 0, total)
-    each = [steering for _, steering in flat]
-    stream = generate_batch(model, tokenizer, prompts, steering=each, max_tokens=tokens)
+    order = sorted(range(len(flat)), key=lambda i: len(prompts[i]))  # so that little is padded
+    stream = generate_batch(
+        model,
+        tokenizer,
+        [prompts[i] for i in order],
+        steering=[flat[i][1] for i in order],
+        max_tokens=tokens,
+    )
     for done, (i, token) in enumerate(stream):
-        rows[i].append(token)
+        rows[order[i]].append(token)
         progress(stage, done, total)
     progress(stage, total, total)
     found = []
@@ -65,21 +71,40 @@ def write(
 
 
 def log_probs(
-    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
+    model: nn.Module,
+    tokenizer: Any,
+    sides: Sequence[Side],
+    answers: Sequence[Written],
+    progress: Progress = silent,
 ) -> np.ndarray:
     """Return the mean log-probability per token of each answer behind a prompt, unsteered, `[N]`.
 
     The prompts need not be those to which the answers were written.
     """
-    return Forced(model, _joined(model, tokenizer, sides, answers)).log_probs(OFF)
+    texts = _joined(model, tokenizer, sides, answers)
+    return Forced(model, texts).log_probs(OFF, progress=progress)
 
 
 def read_coherence(
-    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
-) -> Coherence:
-    """Return the coherence of answers, whose perplexity is read behind these prompts, unsteered."""
-    read = log_probs(model, tokenizer, sides, answers)
-    return coherence([one.tokens for one in answers], read)
+    model: nn.Module,
+    tokenizer: Any,
+    sides: Sequence[Side],
+    groups: Sequence[Sequence[Written]],
+    progress: Progress = silent,
+) -> list[Coherence]:
+    """Return the coherence of groups of answers, read all together: a prompt is read once.
+
+    Args:
+        sides: the prompts behind which perplexity is read, unsteered; a group has an answer to
+            each of them in turn, once or several times over.
+    """
+    asked = [side for some in groups for side, _ in zip(itertools.cycle(sides), some, strict=False)]
+    flat = [one for some in groups for one in some]
+    read = iter(log_probs(model, tokenizer, asked, flat, progress))
+    return [
+        coherence([one.tokens for one in some], np.array(list(itertools.islice(read, len(some)))))
+        for some in groups
+    ]
 
 
 def means(

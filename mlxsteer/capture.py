@@ -13,15 +13,14 @@ Shapes: a result is `{site: [N, n, D]}` for `N` prompts and `n` layers, float32.
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ConcatenateKVCache, KVCache
 
 from .errors import UsageError
 from .plan import taps
+from .prefix import read_prefix, repeat_cache
 from .progress import Progress, silent
 from .steering import Steering
 from .taps import PLAIN, SITES, Add, Join, Tap, Taps, check_site
@@ -33,9 +32,6 @@ __all__ = [
     "capture",
     "capturing",
     "check_places",
-    "read_prefix",
-    "repeat_cache",
-    "shared_prefix",
 ]
 
 # Tokens in one forward pass: enough to fill a CPU or GPU, few enough to keep activations small.
@@ -142,15 +138,6 @@ def capturing(
             tap = table.get((layer, join), PLAIN)
             table[layer, join] = CaptureTap(tap, kept[layer], join, sites, positions)
     return Taps(table), kept
-
-
-def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens several sequences share, leaving at least one of each."""
-    if len(sequences) < 2:
-        return 0
-    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
-    most = min(len(s) for s in sequences) - 1
-    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 def capture(
@@ -268,28 +255,3 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
             batch = []
         batch.append(i)
     yield batch
-
-
-def read_prefix(
-    model: nn.Module, sequences: Sequence[Sequence[int]], steering: Steering | None
-) -> tuple[int, list[Any] | None]:
-    """Read what all sequences share, once: its length and KV caches, or `(0, None)`."""
-    length, cache = shared_prefix(sequences), model.make_cache()
-    if length == 0 or not all(isinstance(c, KVCache) for c in cache):
-        return 0, None
-    inner = taps((steering.at(0, length, None),)) if steering is not None else None
-    model(mx.array([sequences[0][:length]]), cache=cache, taps=inner)
-    mx.eval([c.state[:2] for c in cache])
-    return length, cache
-
-
-def repeat_cache(cache: list[Any] | None, batch: int) -> list[Any] | None:
-    """Return fresh caches of `batch` rows that begin with what `cache` holds."""
-    if cache is None:
-        return None
-    copies = []
-    for c in cache:
-        copy = ConcatenateKVCache()
-        copy.update_and_fetch(*(mx.repeat(x, batch, axis=0) for x in c.keys_and_values()))
-        copies.append(copy)
-    return copies

@@ -45,6 +45,8 @@ __all__ = ["FULL", "QUICK", "STRENGTHS", "Size", "evaluate"]
 
 STRENGTHS = (-1.0, 0.5, 1.0, 1.5)
 ONE = "steered 1"
+SLOPE = 2.1  # of log KL over log scale where nulls end, on SmolLM2; it saves passes, no more
+LEAST_STEP = 0.02  # of the log of their scale: nulls begin near their end
 LEAST_KL = 0.01  # nats: what moves the model less cannot be judged
 
 
@@ -155,7 +157,7 @@ def evaluate(
     written = _written(model, tokenizer, plans, completions, recipe, size, progress)
     texts = [one.prompt for one in completions]
     in_words: list[Side] = [prompted(recipe, text) for text in texts]
-    together = [read_coherence(model, tokenizer, in_words, some) for some in written]
+    together = read_coherence(model, tokenizer, in_words, written, progress)
     detector = _detector(model, tokenizer, concept, recipe, size, progress)
     if detector is not None and not detector.admitted:
         remarks.append(
@@ -249,7 +251,7 @@ def _nulls(
     found = []
     for i, (kind, null) in enumerate(wanted):
         progress("bringing nulls to equal KL", i, len(wanted))
-        found.append(equalised(meter, kind, null, kl))
+        found.append(equalised(meter, kind, null, kl, slope=SLOPE, least_step=LEAST_STEP))
     progress("bringing nulls to equal KL", len(wanted), len(wanted))
     return found
 

@@ -22,10 +22,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
-from .capture import batches, capture, capturing, repeat_cache, shared_prefix
+from .capture import batches, capture, capturing
 from .errors import MlxsteerError
+from .metrics import token_log_probs
 from .patch import PatchTap
 from .plan import taps
+from .prefix import repeat_cache, shared_prefix
+from .progress import Progress, silent
 from .steering import Steering
 from .taps import PLAIN, Add, Join, Tap, Taps
 
@@ -56,7 +59,7 @@ class _Pass:
 
     Attributes:
         rows: which text every wanted logit belongs to, `[n]`.
-        targets: the token that it should predict, `[n]`.
+        targets: the token that each should predict, `[n]`.
         picked: its place among the `B * T`, `[n]`.
         trunk: what is read before it `[b, position - prefix]`, a row per `B / b` of its own.
     """
@@ -65,7 +68,7 @@ class _Pass:
     position: int
     starts: tuple[int, ...]
     rows: np.ndarray
-    targets: mx.array
+    targets: np.ndarray
     picked: mx.array
     trunk: mx.array | None = None
 
@@ -136,9 +139,11 @@ class Forced:
         self._head_end = mx.array([self.prefix - 1])
         self._residuals: dict[int, dict[int, mx.array]] = {}  # of a pass: block -> its input
 
-    def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
+    def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, np.ndarray, mx.array]]:
         """Yield per pass which text each answer token is of `[n]`, the tokens `[n]`, and the
-        logits that should predict them `[n, V]`, float32 and unevaluated.
+        logits that should predict them `[n, V]`, float32.
+
+        While the caller looks at one pass, MLX works on the next.
 
         Raises:
             MlxsteerError: a vector that steers below the first block that was named.
@@ -151,6 +156,19 @@ class Forced:
                     f"vector {term.vector.name!r} steers layer {lowest}, and "
                     f"{self.firsts[0]} was named as the lowest: name the lower one"
                 )
+        before: tuple[np.ndarray, np.ndarray, mx.array] | None = None
+        for made in self._each(steering, lowest):
+            mx.async_eval(made[-1])
+            if before is not None:
+                yield before
+            before = made
+        if before is not None:
+            yield before
+
+    def _each(
+        self, steering: Steering, lowest: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, mx.array]]:
+        """Yield what `read` does, unevaluated; the lowest block that is steered is known."""
         cache: list[Any] | None = None
         if self.prefix:
             cache = self.model.make_cache()
@@ -199,14 +217,17 @@ class Forced:
         mx.eval([kept[n] for n in new])
         return logits if pick.done else logits[picked]
 
-    def log_probs(self, steering: Steering) -> np.ndarray:
+    def log_probs(
+        self, steering: Steering, *, progress: Progress = silent, stage: str = "reading answers"
+    ) -> np.ndarray:
         """Return the mean log-probability of each text's answer tokens, `[N]`, in nats."""
         found: dict[int, float] = {}
-        for rows, targets, logits in self.read(steering):
-            picked = mx.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-            values = np.array(picked - mx.logsumexp(logits, axis=1))
+        for i, (rows, targets, logits) in enumerate(self.read(steering)):
+            progress(stage, i, len(self._passes))
+            values = token_log_probs(np.asarray(logits), targets)
             for row in np.unique(rows):
                 found[int(row)] = float(values[rows == row].mean(dtype=np.float64))
+        progress(stage, len(self._passes), len(self._passes))
         return np.array([found[row] for row in range(len(found))])
 
 
@@ -224,12 +245,12 @@ def _make_pass(texts: Sequence[Text], batch: list[int], prefix: int) -> _Pass:
         targets += tokens[start:]
         picked += [row * T + t for t in range(start - 1 - prefix, len(rest))]
     starts = tuple(texts[i].start for i in batch)
-    where = np.array(rows), mx.array(targets), mx.array(picked)
+    where = np.array(rows), np.array(targets), mx.array(picked)
     return _Pass(mx.array(padded), prefix, starts, *where)
 
 
 def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
-    """Return the texts by their prompts if to read each prompt once saves a third of all tokens,
+    """Return the texts by their prompts if to read each prompt once saves an eighth of all tokens,
     and every prompt has equally many; else nothing.
     """
     found: dict[tuple[int, ...], list[int]] = {}
@@ -238,7 +259,7 @@ def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
     whole = sum(len(text.tokens) - 1 - prefix for text in texts)
     saved = sum((len(some) - 1) * (len(prompt) - 1 - prefix) for prompt, some in found.items())
     alike = len({len(some) for some in found.values()}) == 1
-    return list(found.values()) if alike and saved > whole / 3 else []
+    return list(found.values()) if alike and saved > whole / 8 else []
 
 
 def _branching(

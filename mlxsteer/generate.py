@@ -16,6 +16,7 @@ from mlx_lm.generate import stream_generate as mlx_stream_generate
 from mlx_lm.sample_utils import make_sampler
 
 from .errors import MlxsteerError, UsageError
+from .prefix import read_alike
 from .progress import Progress, silent
 from .prompts import Message, check_length, render
 from .runtime import Live, Steered
@@ -34,7 +35,7 @@ __all__ = [
 
 Prompt = str | Sequence[int] | Sequence[Message]
 
-BATCH = 32  # rows written at once
+BATCH = 48  # rows written at once
 EXPONENTS = {mx.float32: 0x7F800000, mx.bfloat16: 0x7F80, mx.float16: 0x7C00}
 
 
@@ -200,7 +201,8 @@ def generate_batch(
     """Yield `(row, token)` of many prompts written at once, each row with its own steering.
 
     A row ends when it has written an end token (not yielded) or `max_tokens` tokens. At most
-    `BATCH` rows are written at once; when one ends, the next prompt takes its place.
+    `BATCH` rows are written at once; when one ends, the next prompt takes its place. What prompts
+    begin with alike, such as a system prompt, is read once under each steering.
 
     Args:
         steering: one for all rows, or one per row.
@@ -264,6 +266,7 @@ def _answers(
     steered = Steered(model)
     end = think_end(tokenizer)
     caches = [steered.make_cache(s, len(r), end) for s, r in zip(each, rows, strict=True)]
+    begun = read_alike(steered, rows, caches)
     generator = BatchGenerator(
         steered,
         max_tokens=max_tokens,
@@ -273,7 +276,10 @@ def _answers(
         completion_batch_size=BATCH,
     )
     try:
-        order = {uid: i for i, uid in enumerate(generator.insert(rows, caches=caches))}
+        uids = generator.insert(
+            [row[n:] for row, n in zip(rows, begun, strict=True)], caches=caches
+        )
+        order = {uid: i for i, uid in enumerate(uids)}
         while answers := generator.next_generated():
             for answer in answers:
                 _check_number(answer.token, answer.logprobs, each[order[answer.uid]])

@@ -35,12 +35,12 @@ class Meter:
         rows = zip(text.sequences, text.prompt_lengths, strict=True)
         self.forced = Forced(model, [Text(s, n) for s, n in rows if len(s) > n], first)
         read = self.forced.read(Steering())
-        self.plain = [log_softmax(np.array(logits)) for _, _, logits in read]
+        self.plain = [log_softmax(np.asarray(logits)) for _, _, logits in read]
 
     def __call__(self, steering: Steering) -> float:
         total, count = 0.0, 0
         for plain, (_, _, logits) in zip(self.plain, self.forced.read(steering), strict=True):
-            per_token = token_kl(plain, log_softmax(np.array(logits)))
+            per_token = token_kl(plain, np.asarray(logits))
             total, count = total + float(per_token.sum()), count + len(per_token)
         return total / count
 
@@ -61,8 +61,14 @@ def search(
     start: float,
     slope: float,
     tolerance: float,
+    least_step: float = 0.1,
 ) -> Found:
-    """Find the factor whose KL is the budget, within a relative tolerance."""
+    """Find the factor whose KL is the budget, within a relative tolerance.
+
+    Args:
+        start, slope: where to begin, and how steep log KL is over the log of the factor there.
+        least_step: of that log, while all that was tried lies on one side of the budget.
+    """
     points: list[tuple[float, float]] = []  # (log factor, log KL / budget), sorted by factor
     x = math.log(start)
     for _ in range(24):
@@ -89,9 +95,9 @@ def search(
             if not low + margin / 10 < x < high - margin / 10:
                 x = (low + high) / 2
         elif below:
-            x = min(max(x, max(below)[0] + 0.1), max(below)[0] + 2.5)
+            x = min(max(x, max(below)[0] + least_step), max(below)[0] + 2.5)
         else:
-            x = max(min(x, min(above)[0] - 0.1), min(above)[0] - 2.5)
+            x = max(min(x, min(above)[0] - least_step), min(above)[0] - 2.5)
         if abs(x - math.log(start)) > 14:
             break
     raise MlxsteerError(

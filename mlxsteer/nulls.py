@@ -28,6 +28,10 @@ from .vector import Vector
 __all__ = ["Null", "equalised", "isotropic", "nearest", "refits"]
 
 TOLERANCE = 0.05  # relative, of the KL that all nulls have
+SLOPE = (
+    2.1  # of log KL over log factor where nulls end, on SmolLM2; it decides the first guess only
+)
+LEAST_STEP = 0.02  # of the log of a factor: nulls begin near their end
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,31 @@ def _like(like: Vector, name: str, rows: np.ndarray) -> Vector:
     return Vector.from_rows(name, table, site=like.site, phase=like.phase, model=like.model)
 
 
-def equalised(meter: Meter, kind: str, vector: Vector, kl: float) -> Null:
+def equalised(
+    meter: Meter,
+    kind: str,
+    vector: Vector,
+    kl: float,
+    *,
+    slope: float = 1.7,
+    least_step: float = 0.1,
+) -> Null:
     """Return the null with the scale at which strength 1 costs `kl` nats.
+
+    Args:
+        slope, least_step: as for `search`, which begins at the scale that the null has.
 
     Raises:
         MlxsteerError: no scale does.
     """
     found = search(
-        lambda factor: meter(Steering((vector, factor))), kl, vector.name, 1.0, 1.7, TOLERANCE
+        lambda factor: meter(Steering((vector, factor))),
+        kl,
+        vector.name,
+        1.0,
+        slope,
+        TOLERANCE,
+        least_step,
     )
     if found.factor != 1.0:
         scales = (vector.scales.astype(np.float64) * found.factor).astype(np.float32)

@@ -117,7 +117,9 @@ class _Answers:
             return {strengths[0]: False}
         if new:
             self.plain = rows.pop(0)
-        return {s: self._holds(s, row) for s, row in zip(strengths, rows, strict=True)}
+        written = dict(zip(strengths, rows, strict=True))
+        poles = [{s: row for s, row in written.items() if (s > 0) is up} for up in (True, False)]
+        return {s: held for some in poles if some for s, held in self._hold(some).items()}
 
     def _write(self, strengths: Sequence[float]) -> list[list[Written]]:
         steerings = [Steering((self.vector, s)) if s else OFF for s in strengths]
@@ -127,17 +129,20 @@ class _Answers:
             self.model, self.tokenizer, wanted, TOKENS, progress=self.progress, stage=stage
         )
 
-    def _holds(self, strength: float, answers: Sequence[Written]) -> bool:
-        positive = strength > 0
-        if positive not in self.baselines:
-            self.baselines[positive] = self._coherence(positive, self.plain)
-        most = MOST_PERPLEXITY**2 if self.recipe is None else MOST_PERPLEXITY
-        found = self._coherence(positive, answers)
-        return found.holds(self.baselines[positive], most_perplexity=most)
-
-    def _coherence(self, positive: bool, answers: Sequence[Written]) -> Coherence:
+    def _hold(self, answers: dict[float, list[Written]]) -> dict[float, bool]:
+        """Return whether the answers at some strengths of one pole hold together."""
+        positive = min(answers) > 0
         sides: list[Side] = list(self.prompts)
         if self.recipe is not None:
             said = self.recipe.positive if positive else self.recipe.negative
             sides = [self.recipe.side(prompt, said) for prompt in self.prompts]
-        return read_coherence(self.model, self.tokenizer, sides, answers)
+        groups = [*([] if positive in self.baselines else [self.plain]), *answers.values()]
+        found = read_coherence(self.model, self.tokenizer, sides, groups, self.progress)
+        if positive not in self.baselines:
+            self.baselines[positive] = found.pop(0)
+        most = MOST_PERPLEXITY**2 if self.recipe is None else MOST_PERPLEXITY
+        plain = self.baselines[positive]
+        return {
+            strength: one.holds(plain, most_perplexity=most)
+            for strength, one in zip(answers, found, strict=True)
+        }

@@ -152,12 +152,7 @@ class Trials:
         new = [[OFF], *groups] if self._plain is None else groups
         wanted = [[(side, one) for one in some for side in self._asked] for some in new]
         written = write(self._model, self._tokenizer, wanted, self._tokens, progress=progress)
-        read = []
-        for i, some in enumerate(written):
-            progress("reading answers", i, len(written))
-            sides = self._in_words * len(new[i])
-            read.append(read_coherence(self._model, self._tokenizer, sides, some))
-        progress("reading answers", len(written), len(written))
+        read = read_coherence(self._model, self._tokenizer, self._in_words, written, progress)
         if self._plain is None:
             self._plain, *read = read
         plain, rest = self._plain, iter(read)

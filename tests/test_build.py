@@ -12,10 +12,11 @@ import pytest
 from tiny import ref, tiny, tokenizer
 
 from mlxsteer.build import Built, build
-from mlxsteer.capture import capture, shared_prefix
+from mlxsteer.capture import capture
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.extract import extract
 from mlxsteer.library import Concept, read_concept
+from mlxsteer.prefix import shared_prefix
 from mlxsteer.prompts import render
 from mlxsteer.vector import Vector, read_vector
 

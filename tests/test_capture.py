@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny import LAYERS, WIDTH, nodes, tiny, vector
 
-from mlxsteer.capture import CaptureTap, batches, capture, capturing, read_prefix, shared_prefix
+from mlxsteer.capture import CaptureTap, batches, capture, capturing
 from mlxsteer.errors import UsageError
+from mlxsteer.prefix import read_prefix, shared_prefix
 from mlxsteer.steering import Steering
 from mlxsteer.taps import PLAIN, SITES
 

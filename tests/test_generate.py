@@ -1,6 +1,7 @@
 """Text from prompts: templates, seeds, end tokens, batches; steered and not."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -158,6 +159,44 @@ def test_more_prompts_than_rows_keep_their_order_and_their_steering() -> None:
     assert seen[-1] == ("writing answers", len(prompts), len(prompts))
     other = generate_many(model, words, [prompts[0]], max_tokens=4)
     assert got[0] != next(other)
+
+
+def test_what_prompts_begin_with_is_read_once_under_each_steering(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, words = tiny(), tokenizer()
+    begin = [3 + i % 40 for i in range(20)]
+    prompts = [[*begin, 5 + i, 6 + i % 3][: 21 + i % 2] for i in range(12)]
+    early = Steering((vector((1, 2), scale=20.0), 1.0), phase="3:9")
+    each = [(None, STRONG, early)[i % 3] for i in range(12)]
+    texts = [
+        stream_generate(model, words, p, steering=s, max_tokens=6)
+        for p, s in zip(prompts, each, strict=True)
+    ]
+    alone = [[r.token for r in text if r.finish_reason != "stop"] for text in texts]
+    assert alone[0] != alone[1] != alone[2] != alone[0]
+    read: list[tuple[int, ...]] = []
+    call = type(model).__call__
+
+    def counted(self: Any, tokens: mx.array, *given: Any, **named: Any) -> mx.array:
+        read.append(tokens.shape)
+        found: mx.array = call(self, tokens, *given, **named)
+        return found
+
+    monkeypatch.setattr(type(model), "__call__", counted)
+    got = rows_of(generate_batch(model, words, prompts, steering=each, max_tokens=6), 12)
+    assert got == alone
+    assert read[:3] == [(1, 20)] * 3
+    assert max(length for _, length in read[3:]) < 20
+    read.clear()
+    other = [[2 + i % 40 for i in range(30)] + [7 + i] for i in range(6)]
+    both = [*prompts[:6], *other]  # as under two system prompts
+    list(generate_batch(model, words, both, steering=STRONG, max_tokens=1))
+    assert read[:2] == [(1, 20), (1, 30)]
+    read.clear()
+    different = [Steering((vector((1, 2), scale=20.0), 1 + i / 9)) for i in range(12)]
+    list(generate_batch(model, words, prompts, steering=different, max_tokens=1))
+    assert read[0][0] == 12  # nothing would be saved
 
 
 def test_forward_gives_float32_logits_of_one_or_many_rows() -> None:

@@ -35,7 +35,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, low: float, high: float, nan: float = 
         return [[WHOLE if low <= s <= high else LOOP] * len(wanted[0]) for s in strengths]
 
     monkeypatch.setattr(safe, "write", write)
-    monkeypatch.setattr(answers, "log_probs", lambda m, t, sides, answers: np.zeros(len(answers)))
+    monkeypatch.setattr(answers, "log_probs", lambda m, t, sides, some, p: np.zeros(len(some)))
     return asked
 
 
@@ -68,7 +68,9 @@ def test_perplexity_is_read_under_the_pole_that_is_asked_for(
     """Steered answers cost 2 nats more than plain ones: too much where words ask for them."""
     sides_read: list[Any] = []
 
-    def log_probs(m: Any, t: Any, sides: Sequence[Any], answers: Sequence[Written]) -> np.ndarray:
+    def log_probs(
+        m: Any, t: Any, sides: Sequence[Any], answers: Sequence[Written], progress: Any
+    ) -> np.ndarray:
         sides_read.append(sides[0])
         return np.array([-2.0 if one is not WHOLE else 0.0 for one in answers])
 
@@ -88,9 +90,9 @@ def test_perplexity_is_read_under_the_pole_that_is_asked_for(
     for word, ends in (("long", (-3, 0)), ("short", (0, 3))):  # one pole alone costs too much
 
         def one(
-            m: Any, t: Any, sides: Sequence[Any], some: Sequence[Written], word: str = word
+            m: Any, t: Any, sides: Sequence[Any], some: Any, progress: Any, word: str = word
         ) -> Any:
-            return log_probs(m, t, sides, some) * sides[0].endswith(word)
+            return log_probs(m, t, sides, some, progress) * sides[0].endswith(word)
 
         monkeypatch.setattr(answers, "log_probs", one)
         found = safe_range(None, None, vector(), recipe=recipe)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ RANKS = [
     "measured",
     "arch card compare gguf library patch steering",
     "capability definition gguf_configs plan record",
-    "selftest state",
+    "prefix selftest state",
     "adopt gguf_families gguf_tensors runtime thinking",
     "download folder gguf_model gguf_tokenizer prompt_cache",
     "snapshot",
