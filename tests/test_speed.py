@@ -77,5 +77,8 @@ def test_the_figures_of_reading_and_writing_are_those_of_their_scripts() -> None
     whole, ratio = figures["extract"]["capture"], figures["extract"]["one at a time / batched"]
     assert f"{whole['pairs']} pairs of chat prompts take {whole['seconds']:.1f} s" in text
     assert f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as long" in text
+    library = figures["extract"]["library"]
+    made = f"{library['pairs']} pairs of all {library['concepts']} concepts become directions"
+    assert f"{made} of all layers in {library['seconds']:.0f} s" in text
     ratio = figures["batch"]["32 at once / one at a time"]
     assert f"{ratio['ratio']:.1f} times the tokens/s of one at a time" in text
