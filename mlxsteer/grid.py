@@ -189,8 +189,8 @@ def _measured(cell: Cell) -> list[str]:
 def draw(sweep: Sweep, path: Path) -> None:
     """Draw the effects as a heat map, a panel per cost: places across, ways down.
 
-    A cross marks text that does not hold together, a frame the best cell of a cost; what could not
-    be measured is left white.
+    A cross marks text that does not hold together, a frame the best cell of a cost, dotted where
+    not even that surely moves the completions; what could not be measured is left white.
 
     Raises:
         MlxsteerError: matplotlib is not installed.
@@ -201,7 +201,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     most = max((abs(mean) for mean in means), default=1.0) or 1.0
     budgets = sweep.budgets
     width = min(max(0.55 * len(places), 2.0) * len(budgets) + 2.4, 40.0)
-    with figure(path, width, 0.35 * len(ways) + 1.9, len(budgets)) as axes:
+    with figure(path, width, max(0.35 * len(ways) + 1.9, 2.7), len(budgets)) as axes:
         panels = [axes] if len(budgets) == 1 else list(axes)
         for budget, panel in zip(budgets, panels, strict=True):
             shown = [[math.nan] * len(places) for _ in ways]
@@ -212,8 +212,9 @@ def draw(sweep: Sweep, path: Path) -> None:
                     shown[y][x] = cell.effect.mean
                 if cell.coherent is False:
                     panel.plot(x, y, "kx", ms=7)
-                if cell is named:
+                if cell is named and cell.effect is not None:
                     square = {"ec": "black", "fc": "none", "lw": 2, "transform": panel.transData}
+                    square["ls"] = "-" if cell.effect.above else ":"
                     panel.add_patch(_rectangle((x - 0.5, y - 0.5), **square))
             image = panel.imshow(shown, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
             panel.grid(visible=False)
@@ -221,8 +222,8 @@ def draw(sweep: Sweep, path: Path) -> None:
             panel.set_yticks(range(len(ways)), [" at ".join(way) for way in ways])
             panel.set_xlabel("layers")
             panel.set_title(f"{sweep.concept} at {budget:g} nats", fontsize=9)
-        label = "log-odds less baseline (nats/token)"
-        panels[0].figure.colorbar(image, ax=panels, label=label)
+        bar = panels[0].figure.colorbar(image, ax=panels)
+        bar.set_label("log-odds less baseline\n(nats/token)", fontsize=8)
 
 
 def _rectangle(corner: tuple[float, float], **how: Any) -> Any:

@@ -58,7 +58,8 @@ def test_a_concept_is_swept(cli: Cli, place: Path, tmp_path: Path) -> None:
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace('"test"', '"dev"'))
     out = ("--json", tmp_path / "s.json", "--markdown", tmp_path / "s.md")
-    how = ("--quick", "--layers", "each", "--layers", "1-2", "--kl", "0.1,0.5", "--site", "mlp_out")
+    how = ["--quick", "--layers", "each", "--layers", "1-2", "--site", "mlp_out"]
+    how += ["--kl", "0.1", "--kl", "0.5"]  # as one, with commas
     ran = cli("sweep", folder, *how, *out, "--plot", tmp_path / "s.png")
     assert (ran.code, ran.err) == (0, [])
     assert ran.out == (tmp_path / "s.md").read_text()

@@ -24,25 +24,28 @@ __all__ = ["command"]
 @click.option(
     "--site",
     "sites",
-    default="resid_post",
+    default=("resid_post",),
     show_default=True,
+    multiple=True,
     metavar="SITES",
-    help="Of attn_out, resid_mid, mlp_out and resid_post, with commas.",
+    help="Of attn_out, resid_mid, mlp_out and resid_post, with commas or repeated.",
 )
 @click.option(
     "--method",
     "methods",
-    default="mean_diff",
+    default=("mean_diff",),
     show_default=True,
+    multiple=True,
     metavar="METHODS",
-    help="Of mean_diff, pca, probe and lda, with commas.",
+    help="Of mean_diff, pca, probe and lda, with commas or repeated.",
 )
 @click.option(
     "--kl",
-    default="0.5",
+    default=("0.5",),
     show_default=True,
+    multiple=True,
     metavar="NATS",
-    help="Costs at which they are compared, with commas; 0.5 is that of strength 1.",
+    help="Costs at which they are compared, as above; 0.5 is that of strength 1.",
 )
 @click.option("--read", metavar="WHAT", help="As in mlxsteer extract.")
 @click.option("--quick", is_flag=True, help="Fewer prompts and shorter answers: a first look.")
@@ -51,9 +54,9 @@ def command(
     concept: str,
     model: ModelChoice,
     layers: tuple[str, ...],
-    sites: str,
-    methods: str,
-    kl: str,
+    sites: tuple[str, ...],
+    methods: tuple[str, ...],
+    kl: tuple[str, ...],
     read: str | None,
     quick: bool,
     reports: Reports,
@@ -78,9 +81,9 @@ def command(
     from ..vector import SITES
 
     reports.check()
-    chosen_sites = _named("--site", sites, SITES)
-    chosen_methods = _named("--method", methods, tuple(METHODS))
-    budgets = _numbers(kl)
+    chosen_sites = _named("--site", ",".join(sites), SITES)
+    chosen_methods = _named("--method", ",".join(methods), tuple(METHODS))
+    budgets = _numbers(",".join(kl))
     places = [parse_layers(text) for text in layers if text != "each"]
     if concept.endswith((".safetensors", ".gguf", ".f32")):
         raise UsageError(f"{concept} is a vector: a sweep makes its own, so name the concept of it")
