@@ -58,10 +58,9 @@ def main() -> None:
         f"[{r.low:.2f}, {r.high:.2f}] ({r.base_seconds:.2f} s against {r.seconds:.2f} s)"
     )
     whole = {"pairs": len(short), "tokens": tokens, "seconds": seconds, "tokens_per_second": speed}
-    every, found = concepts(), 0
+    every, found, layers = concepts(), 0, range(len(model.layers))
     start = time.perf_counter()
     for each in every:
-        layers = range(len(model.layers))
         vector = mlxsteer.extract(model, tokenizer, each, layers=layers, calibrate=False)
         found += vector.n_pairs
     seconds = time.perf_counter() - start

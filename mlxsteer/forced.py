@@ -217,10 +217,9 @@ class Forced:
         mx.eval([kept[n] for n in new])
         return logits if pick.done else logits[picked]
 
-    def log_probs(
-        self, steering: Steering, *, progress: Progress = silent, stage: str = "reading answers"
-    ) -> np.ndarray:
+    def log_probs(self, steering: Steering, *, progress: Progress = silent) -> np.ndarray:
         """Return the mean log-probability of each text's answer tokens, `[N]`, in nats."""
+        stage = "reading answers"
         found: dict[int, float] = {}
         for i, (rows, targets, logits) in enumerate(self.read(steering)):
             progress(stage, i, len(self._passes))

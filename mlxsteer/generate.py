@@ -16,8 +16,8 @@ from mlx_lm.generate import stream_generate as mlx_stream_generate
 from mlx_lm.sample_utils import make_sampler
 
 from .errors import MlxsteerError, UsageError
-from .prefix import read_alike
 from .progress import Progress, silent
+from .prompt_cache import read_alike
 from .prompts import Message, check_length, render
 from .runtime import Live, Steered
 from .steering import Steering

@@ -28,10 +28,6 @@ from .vector import Vector
 __all__ = ["Null", "equalised", "isotropic", "nearest", "refits"]
 
 TOLERANCE = 0.05  # relative, of the KL that all nulls have
-SLOPE = (
-    2.1  # of log KL over log factor where nulls end, on SmolLM2; it decides the first guess only
-)
-LEAST_STEP = 0.02  # of the log of a factor: nulls begin near their end
 
 
 @dataclass(frozen=True)

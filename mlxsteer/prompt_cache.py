@@ -1,4 +1,5 @@
-"""Prompt caches that outlive a generation: reused, saved, loaded, refused and read again.
+"""Prompt caches that outlive a generation: reused, saved, loaded, refused and read again; and those
+of many prompts, of which what they begin with alike is read once.
 
 A cache is right for another steering where the edits on the shared positions are the same: a prompt
 that was read under response-only steering serves any other. The record of what acted travels with
@@ -18,15 +19,18 @@ from mlx_lm.models import cache as mlx_cache
 
 from .arch.deepseek_v4_cache import DeepseekV4Cache
 from .errors import MlxsteerError
+from .plan import RowPass
+from .prefix import shared_prefix
 from .record import Record
 from .runtime import Steered
 from .state import Live, Row, SteeringState
 from .steering import Steering
 from .vector_file import whole_file
 
-__all__ = ["load_prompt_cache", "read", "reuse", "save_prompt_cache"]
+__all__ = ["load_prompt_cache", "read", "read_alike", "reuse", "save_prompt_cache"]
 
-CHUNK = 512  # tokens of one forward pass of `read`
+CHUNK = 512  # tokens of one forward pass of what is read here
+WORTH = 64  # tokens that are not read again, below which prompts share nothing
 OWN = {"DeepseekV4Cache": DeepseekV4Cache}  # classes that mlx-lm does not know
 NO_ARRAYS: dict[str, Callable[[mx.array], Any]] = {
     "none": lambda _: None,
@@ -50,10 +54,67 @@ def read(
         prompt_length, think_end: as for `Steered.make_cache`.
     """
     cache = steered.make_cache(steering, prompt_length, think_end)
+    _fill(steered, tokens, cache)
+    return cache
+
+
+def read_alike(
+    steered: Steered, rows: Sequence[list[int]], caches: Sequence[list[Any]]
+) -> list[int]:
+    """Read what prompts begin with alike into their caches, once under each steering, and return
+    how many tokens of each prompt that were: 0 where it would save little.
+
+    Alike are all prompts, or those that go on with the same token behind what all share.
+
+    Args:
+        steered: a model that steers.
+        rows: token ids of each prompt.
+        caches: of one request each, empty, with its steering as the last entry.
+    """
+    requests, begun = [cache[-1].rows[0] for cache in caches], [0] * len(rows)
+    if any(r.live.steering.waits for r in requests) or not all(
+        isinstance(c, mlx_cache.KVCache) for cache in caches for c in cache[:-1]
+    ):
+        return begun
+
+    def acting(i: int, length: int) -> RowPass:
+        steering: Steering = requests[i].live.steering
+        return steering.at(0, length, requests[i].prompt_length)
+
+    def saved(length: int, some: list[int]) -> int:
+        return length * (len(some) - 2 * len({acting(i, length) for i in some}))
+
+    everyone = list(range(len(rows)))
+    length = shared_prefix(rows)
+    by_next: dict[int, list[int]] = {}  # as two system prompts differ, or two users' first words
+    for i in everyone:
+        by_next.setdefault(rows[i][length], []).append(i)
+    parts = [(shared_prefix([rows[i] for i in some]), some) for some in by_next.values()]
+    worth = [(n, some) for n, some in parts if saved(n, some) >= WORTH]
+    whole = saved(length, everyone)
+    if whole >= max(WORTH, sum(saved(n, some) for n, some in worth)):
+        worth = [(length, everyone)]
+    for length, some in worth:
+        tokens = rows[some[0]][:length]
+        filled: dict[RowPass, list[Any]] = {}
+        for i in some:
+            begun[i], cache, acts = length, caches[i], acting(i, length)
+            if acts not in filled:
+                _fill(steered, tokens, cache)
+                filled[acts] = cache
+                continue
+            for mine, theirs in zip(cache[:-1], filled[acts], strict=False):
+                mine.keys, mine.values = theirs.keys_and_values()
+                mine.offset = length
+            cache[-1].taps(mx.array([tokens]))
+            cache[-1].advance(length)
+    return begun
+
+
+def _fill(steered: Steered, tokens: Sequence[int], cache: list[Any]) -> None:
     for start in range(0, len(tokens), CHUNK):
         steered(mx.array([tokens[start : start + CHUNK]]), cache=cache)
         mx.eval([c.state for c in cache])
-    return cache
 
 
 def reuse(

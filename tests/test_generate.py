@@ -194,6 +194,10 @@ def test_what_prompts_begin_with_is_read_once_under_each_steering(
     list(generate_batch(model, words, both, steering=STRONG, max_tokens=1))
     assert read[:2] == [(1, 20), (1, 30)]
     read.clear()
+    monkeypatch.setattr("mlxsteer.prompt_cache.CHUNK", 8)
+    assert rows_of(generate_batch(model, words, prompts, steering=each, max_tokens=6), 12) == alone
+    assert read[:3] == [(1, 8), (1, 8), (1, 4)]  # a long one is read in pieces
+    read.clear()
     different = [Steering((vector((1, 2), scale=20.0), 1 + i / 9)) for i in range(12)]
     list(generate_batch(model, words, prompts, steering=different, max_tokens=1))
     assert read[0][0] == 12  # nothing would be saved
