@@ -11,6 +11,7 @@ of concepts, pairs or methods.
 Shapes: a result is `{site: [N, n, D]}` for `N` prompts and `n` layers, float32.
 """
 
+import itertools
 import operator
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from .errors import UsageError
 from .plan import taps
-from .prefix import read_prefix, repeat_cache
+from .prefix import branch_cache, read_prefix
 from .progress import Progress, silent
 from .steering import Steering
 from .taps import PLAIN, SITES, Add, Join, Tap, Taps, check_site
@@ -36,6 +37,7 @@ __all__ = [
 
 # Tokens in one forward pass: enough to fill a CPU or GPU, few enough to keep activations small.
 BATCH_TOKENS = 1024
+PASS = 32  # tokens that a forward pass takes on top of its own, about
 
 Position = int | tuple[int, int]  # a token, or the span start, stop whose mean is read
 
@@ -196,7 +198,7 @@ def capture(
         inner = taps((steering.at(prefix, length, None),)) if steering is not None else None
         where = _where([(spans[i][0] - prefix, spans[i][1] - prefix) for i in batch], length)
         table, kept = capturing(chosen, sites, positions=where, inner=inner)
-        model(mx.array(padded), cache=repeat_cache(cache, len(batch)), taps=table)
+        model(mx.array(padded), cache=branch_cache(cache, [0] * len(batch)), taps=table)
         found = {s: mx.stack([kept[n][s] for n in chosen], 1).astype(mx.float32) for s in sites}
         mx.eval(found)
         for site in sites:
@@ -246,12 +248,18 @@ def _where(spans: Sequence[tuple[int, int]], length: int) -> mx.array:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices in batches of similar length, about `batch_tokens` padded tokens each."""
+    """Yield indices in batches of similar length, of at most `batch_tokens` padded tokens unless
+    one alone has more: those that take the least, when each batch costs `PASS` tokens on top.
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[i] * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch
+    costs, begins = [0], [0]  # of the first j in that order: the least tokens, the last batch
+    for j, longest in enumerate((lengths[i] for i in order), start=1):
+        most = max(1, batch_tokens // longest)
+        cost, i = min((costs[i] + PASS + longest * (j - i), i) for i in range(max(0, j - most), j))
+        costs.append(cost)
+        begins.append(i)
+    cuts = [len(order)]
+    while cuts[-1]:
+        cuts.append(begins[cuts[-1]])
+    for start, stop in itertools.pairwise(reversed(cuts)):
+        yield order[start:stop]

@@ -27,7 +27,7 @@ from .errors import MlxsteerError
 from .metrics import token_log_probs
 from .patch import PatchTap
 from .plan import taps
-from .prefix import repeat_cache, shared_prefix
+from .prefix import branch_cache, shared_prefix
 from .progress import Progress, silent
 from .steering import Steering
 from .taps import PLAIN, Add, Join, Tap, Taps
@@ -53,7 +53,14 @@ class Text:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Trunk:
+    """Prompts of one length, without their last token and what all share: `[b, T]`."""
+
+    tokens: mx.array
+
+
+@dataclass(frozen=True, eq=False)
 class _Pass:
     """One forward pass: its tokens `[B, T]`, right-padded, and which logits of it are wanted.
 
@@ -61,7 +68,8 @@ class _Pass:
         rows: which text every wanted logit belongs to, `[n]`.
         targets: the token that each should predict, `[n]`.
         picked: its place among the `B * T`, `[n]`.
-        trunk: what is read before it `[b, position - prefix]`, a row per `B / b` of its own.
+        trunk: the prompts that are read before it, if they are; every row goes on from one of them.
+        behind: which, per row; without a trunk all go on from what all texts share.
     """
 
     tokens: mx.array
@@ -70,7 +78,8 @@ class _Pass:
     rows: np.ndarray
     targets: np.ndarray
     picked: mx.array
-    trunk: mx.array | None = None
+    behind: tuple[int, ...]
+    trunk: _Trunk | None = None
 
 
 class _PickTap(Tap):
@@ -137,7 +146,8 @@ class Forced:
             self._passes = [_make_pass(texts, batch, self.prefix) for batch in some]
         self._head = mx.array(np.array([texts[0].tokens[: self.prefix]], np.int32))
         self._head_end = mx.array([self.prefix - 1])
-        self._residuals: dict[int, dict[int, mx.array]] = {}  # of a pass: block -> its input
+        # block -> its input; of every pass, every trunk, and what all share (None)
+        self._residuals: dict[_Pass | _Trunk | None, dict[int, mx.array]] = {}
 
     def read(self, steering: Steering) -> Iterator[tuple[np.ndarray, np.ndarray, mx.array]]:
         """Yield per pass which text each answer token is of `[n]`, the tokens `[n]`, and the
@@ -169,28 +179,28 @@ class Forced:
         self, steering: Steering, lowest: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray, mx.array]]:
         """Yield what `read` does, unevaluated; the lowest block that is steered is known."""
-        cache: list[Any] | None = None
+        shared: list[Any] | None = None
         if self.prefix:
-            cache = self.model.make_cache()
+            shared = self.model.make_cache()
             wanted = taps((steering.at(0, self.prefix, self.prefix + 1),))
-            mx.eval(self._through(-1, self._head, self._head_end, cache, wanted, lowest))
-        for i, each in enumerate(self._passes):
-            rows, T = each.tokens.shape
-            before = cache
-            if each.trunk is not None:
-                shared, length = each.trunk.shape
-                rows //= shared
-                before = repeat_cache(cache, shared)
-                acting = tuple(steering.at(self.prefix, length, n) for n in each.starts[::rows])
-                self._through(-2 - i, each.trunk, mx.array([0]), before, taps(acting), lowest)
+            mx.eval(self._through(None, self._head, self._head_end, shared, wanted, lowest))
+        trunk, before = None, shared
+        for each in self._passes:
+            if each.trunk is not None and each.trunk is not trunk:
+                trunk = each.trunk
+                rows, T = trunk.tokens.shape
+                before = branch_cache(shared, [0] * rows)
+                wanted = taps((steering.at(self.prefix, T, each.starts[0]),))
+                self._through(trunk, trunk.tokens, mx.array([0]), before, wanted, lowest)
+            T = each.tokens.shape[1]
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
-            copies, wanted = repeat_cache(before, rows), taps(acting)
-            logits = self._through(i, each.tokens, each.picked, copies, wanted, lowest)
+            cache, wanted = branch_cache(before, each.behind), taps(acting)
+            logits = self._through(each, each.tokens, each.picked, cache, wanted, lowest)
             yield each.rows, each.targets, logits.astype(mx.float32)
 
     def _through(
         self,
-        key: int,
+        key: _Pass | _Trunk | None,
         tokens: mx.array,
         picked: mx.array,
         cache: list[Any] | None,
@@ -245,40 +255,43 @@ def _make_pass(texts: Sequence[Text], batch: list[int], prefix: int) -> _Pass:
         picked += [row * T + t for t in range(start - 1 - prefix, len(rest))]
     starts = tuple(texts[i].start for i in batch)
     where = np.array(rows), np.array(targets), mx.array(picked)
-    return _Pass(mx.array(padded), prefix, starts, *where)
+    return _Pass(mx.array(padded), prefix, starts, *where, (0,) * len(batch))
 
 
 def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
     """Return the texts by their prompts if to read each prompt once saves an eighth of all tokens,
-    and every prompt has equally many; else nothing.
+    else nothing.
     """
     found: dict[tuple[int, ...], list[int]] = {}
     for i, text in enumerate(texts):
         found.setdefault(text.tokens[: text.start], []).append(i)
     whole = sum(len(text.tokens) - 1 - prefix for text in texts)
     saved = sum((len(some) - 1) * (len(prompt) - 1 - prefix) for prompt, some in found.items())
-    alike = len({len(some) for some in found.values()}) == 1
-    return list(found.values()) if alike and saved > whole / 8 else []
+    return list(found.values()) if saved > whole / 8 else []
 
 
 def _branching(
     texts: Sequence[Text], trunks: Sequence[list[int]], prefix: int, size: int
 ) -> Iterator[_Pass]:
-    """Yield passes whose prompts are of one length, of about `size` tokens on both sides of it."""
+    """Yield passes over answers alone, of about `size` tokens; what stands before them is read in
+    trunks of as many, of prompts of one length.
+    """
     by_start: dict[int, list[list[int]]] = {}
     for some in trunks:
         by_start.setdefault(texts[some[0]].start, []).append(some)
     for start, alike in sorted(by_start.items()):
         position = start - 1
-        longest = [max(len(texts[i].tokens) for i in some) - start for some in alike]
-        each = [max(position - prefix, len(alike[0]) * length) for length in longest]
-        for batch in batches(each, size):
-            found = _make_pass(texts, [i for n in batch for i in alike[n]], position)
-            if position == prefix:
+        for prompts in batches([max(1, position - prefix)] * len(alike), size):
+            behind = {i: row for row, n in enumerate(prompts) for i in alike[n]}
+            rows = [texts[alike[n][0]].tokens[prefix:position] for n in prompts]
+            trunk = _Trunk(mx.array(np.array(rows, np.int32))) if position > prefix else None
+            answers = list(behind)
+            for batch in batches([len(texts[i].tokens) - start for i in answers], size):
+                some = [answers[n] for n in batch]
+                found = _make_pass(texts, some, position)
+                if trunk is not None:
+                    found = replace(found, behind=tuple(behind[i] for i in some), trunk=trunk)
                 yield found
-                continue
-            rows = [texts[alike[n][0]].tokens[prefix:position] for n in batch]
-            yield replace(found, trunk=mx.array(np.array(rows, np.int32)))
 
 
 def read_means(model: nn.Module, texts: Sequence[Text], layer: int) -> np.ndarray:

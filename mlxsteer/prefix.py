@@ -14,7 +14,7 @@ from mlx_lm.models.cache import ConcatenateKVCache, KVCache
 from .plan import taps
 from .steering import Steering
 
-__all__ = ["read_prefix", "repeat_cache", "shared_prefix"]
+__all__ = ["branch_cache", "read_prefix", "shared_prefix"]
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -39,13 +39,13 @@ def read_prefix(
     return length, cache
 
 
-def repeat_cache(cache: list[Any] | None, batch: int) -> list[Any] | None:
-    """Return fresh caches of `batch` rows that begin with what `cache` holds."""
+def branch_cache(cache: list[Any] | None, rows: Sequence[int]) -> list[Any] | None:
+    """Return fresh caches, a row for each of `rows`, that go on from those of `cache`."""
     if cache is None:
         return None
-    copies = []
+    copies, wanted = [], mx.array(list(rows))
     for c in cache:
         copy = ConcatenateKVCache()
-        copy.update_and_fetch(*(mx.repeat(x, batch, axis=0) for x in c.keys_and_values()))
+        copy.update_and_fetch(*(x[wanted] for x in c.keys_and_values()))
         copies.append(copy)
     return copies
