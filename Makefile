@@ -3,7 +3,8 @@
 # make lint    ruff check and ruff format --check        make types   mypy
 # make conformance holds every architecture of mlx-lm against its page in docs/ (a few minutes)
 # make docs    writes the generated pages of docs/       make vectors builds the shipped vectors
-# make evidence measures every shipped vector that has no newer evaluation, and writes the gallery
+# make evidence measures every concept that has no newer evaluation, beside all others (recipes are
+#              built into build/vectors for it: 15 minutes once), and writes the gallery
 # make bench   measures what steering costs on this machine, for an hour on a slow one
 # make study   holds steering against asking in words, for half an hour on a slow one; then make docs
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
@@ -13,7 +14,8 @@ VENV := .venv
 BIN  := $(VENV)/bin
 DOCTESTS = $(shell grep -lE 'write-docs|mark[.]table' tests/test_*.py)
 MODEL := smollm2-135m
-EVIDENCE := $(patsubst %/$(MODEL).safetensors,%/evaluation.json,$(wildcard vectors/*/$(MODEL).safetensors))
+CONCEPTS := $(patsubst vectors/%/vector.toml,%,$(wildcard vectors/*/vector.toml))
+SHIPPED := $(patsubst vectors/%/$(MODEL).safetensors,%,$(wildcard vectors/*/$(MODEL).safetensors))
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -41,16 +43,20 @@ docs: setup
 vectors: setup
 	@$(BIN)/mlxsteer vectors build --all -m $(MODEL) -o vectors $(ARGS)
 
-evidence: setup $(EVIDENCE)
+evidence: setup
+	@mkdir -p build && cp -Rp vectors build/
+	@$(BIN)/mlxsteer vectors build $(filter-out $(SHIPPED),$(CONCEPTS)) -m $(MODEL) -o build/vectors >/dev/null
+	@$(MAKE) --no-print-directory $(CONCEPTS:%=vectors/%/evaluation.json)
 	@$(BIN)/python bench/gallery.py $(MODEL) --json bench/results/gallery.json >/dev/null
 
-vectors/%/evaluation.json: vectors/%/$(MODEL).safetensors | setup
+vectors/%/evaluation.json: build/vectors/%/$(MODEL).safetensors
 	@echo "evidence: $*"
-	@$(BIN)/mlxsteer eval $* -m $(MODEL) --json $@ --plot vectors/$*/effect.png >/dev/null
+	@$(BIN)/mlxsteer eval build/vectors/$* -m $(MODEL) --json $@ --plot vectors/$*/effect.png >/dev/null
 
 bench: setup
 	@$(BIN)/mlxsteer bench --json bench/results
 	@$(BIN)/python bench/extract.py --json bench/results/extract.json
+	@$(BIN)/python bench/evidence.py --json bench/results/evidence.json
 	@$(BIN)/python bench/batch.py --json bench/results/batch.json
 
 study: setup

@@ -55,9 +55,10 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class _Trunk:
-    """Prompts of one length, without their last token and what all share: `[b, T]`."""
+    """Prompts without their last token and what all texts share, right-padded: `[b, T]`."""
 
     tokens: mx.array
+    starts: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,11 +191,11 @@ class Forced:
                 trunk = each.trunk
                 rows, T = trunk.tokens.shape
                 before = branch_cache(shared, [0] * rows)
-                wanted = taps((steering.at(self.prefix, T, each.starts[0]),))
+                wanted = taps(tuple(steering.at(self.prefix, T, n) for n in trunk.starts))
                 self._through(trunk, trunk.tokens, mx.array([0]), before, wanted, lowest)
             T = each.tokens.shape[1]
             acting = tuple(steering.at(each.position, T, start) for start in each.starts)
-            cache, wanted = branch_cache(before, each.behind), taps(acting)
+            cache, wanted = branch_cache(before, each.behind, each.position), taps(acting)
             logits = self._through(each, each.tokens, each.picked, cache, wanted, lowest)
             yield each.rows, each.targets, logits.astype(mx.float32)
 
@@ -273,24 +274,26 @@ def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
 def _branching(
     texts: Sequence[Text], trunks: Sequence[list[int]], prefix: int, size: int
 ) -> Iterator[_Pass]:
-    """Yield passes over answers alone, of about `size` tokens; what stands before them is read in
-    trunks of as many, of prompts of one length.
+    """Yield passes over answers alone, of about `size` tokens, each behind prompts of one length,
+    which are read before in trunks of as many tokens.
     """
-    by_start: dict[int, list[list[int]]] = {}
-    for some in trunks:
-        by_start.setdefault(texts[some[0]].start, []).append(some)
-    for start, alike in sorted(by_start.items()):
-        position = start - 1
-        for prompts in batches([max(1, position - prefix)] * len(alike), size):
-            behind = {i: row for row, n in enumerate(prompts) for i in alike[n]}
-            rows = [texts[alike[n][0]].tokens[prefix:position] for n in prompts]
-            trunk = _Trunk(mx.array(np.array(rows, np.int32))) if position > prefix else None
-            answers = list(behind)
-            for batch in batches([len(texts[i].tokens) - start for i in answers], size):
-                some = [answers[n] for n in batch]
-                found = _make_pass(texts, some, position)
+    lengths = [texts[some[0]].start - 1 - prefix for some in trunks]
+    for batch in batches([max(1, length) for length in lengths], size):
+        padded = np.zeros((len(batch), max(lengths[n] for n in batch)), np.int32)
+        by_start: dict[int, dict[int, int]] = {}  # an answer's text -> its row of the trunk
+        for row, n in enumerate(batch):
+            first = texts[trunks[n][0]]
+            padded[row, : lengths[n]] = first.tokens[prefix : first.start - 1]
+            by_start.setdefault(first.start, {}).update(dict.fromkeys(trunks[n], row))
+        starts = tuple(texts[trunks[n][0]].start for n in batch)
+        trunk = _Trunk(mx.array(padded), starts) if padded.size else None
+        for start, rows in by_start.items():
+            answers = list(rows)
+            for some in batches([len(texts[i].tokens) - start for i in answers], size):
+                found = _make_pass(texts, [answers[n] for n in some], start - 1)
                 if trunk is not None:
-                    found = replace(found, behind=tuple(behind[i] for i in some), trunk=trunk)
+                    behind = tuple(rows[answers[n]] for n in some)
+                    found = replace(found, behind=behind, trunk=trunk)
                 yield found
 
 

@@ -39,13 +39,17 @@ def read_prefix(
     return length, cache
 
 
-def branch_cache(cache: list[Any] | None, rows: Sequence[int]) -> list[Any] | None:
-    """Return fresh caches, a row for each of `rows`, that go on from those of `cache`."""
+def branch_cache(
+    cache: list[Any] | None, rows: Sequence[int], length: int | None = None
+) -> list[Any] | None:
+    """Return fresh caches, a row for each of `rows`, that go on from those of `cache`, or from
+    their first `length` tokens.
+    """
     if cache is None:
         return None
     copies, wanted = [], mx.array(list(rows))
     for c in cache:
         copy = ConcatenateKVCache()
-        copy.update_and_fetch(*(x[wanted] for x in c.keys_and_values()))
+        copy.update_and_fetch(*(x[wanted, :, :length] for x in c.keys_and_values()))
         copies.append(copy)
     return copies

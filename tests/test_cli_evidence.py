@@ -42,6 +42,23 @@ def test_a_concept_is_made_and_judged(cli: Cli) -> None:
     assert ran.out.startswith("## nautical on ")
 
 
+def test_vectors_of_the_folders_beside_it_are_nulls(cli: Cli, place: Path) -> None:
+    library = place / "library"
+    for name in ("nautical", "harbour", "island"):
+        shutil.copytree(place / "nautical", library / name)
+        out = library / name / "tiny.safetensors"
+        assert cli("extract", "nautical", "--name", name, "-o", out).code == 0
+    foreign = library / "island" / "tiny.safetensors"
+    read_vector(foreign).replace(model=None).save(foreign)  # nobody knows of which model
+    out = place / "library.json"
+    assert cli("eval", library / "nautical", "--quick", "--json", out).code == 0
+    record = json.loads(out.read_text())
+    assert [null["name"] for null in record["nulls"] if null["kind"] == "other"] == ["harbour"]
+    assert "Nulls of other concepts: 1, the nearest of 1 at hand." in record["remarks"]
+    out.unlink()
+    shutil.rmtree(library)
+
+
 def test_what_cannot_be_judged(cli: Cli, place: Path) -> None:
     Vector.from_rows("faint", {1: 1e-7 * np.ones(64)}).save(place / "faint.safetensors")
     faint = cli("eval", "faint.safetensors", "--concept", "nautical")

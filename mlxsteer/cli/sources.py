@@ -6,6 +6,7 @@ nothing of printing results.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Sequence
@@ -158,27 +159,35 @@ def beside(vector: Vector | Shared, path: str) -> Concept:
 
 
 def others_at_hand(than: Concept, model: Any, model_name: str) -> list[Vector]:
-    """Return the vectors of other concepts that are shipped or kept for a model."""
+    """Return the vectors of other concepts for a model: those of the folders beside the concept's,
+    as `vectors build` lays them out; of others of the library what is shipped, or kept.
+
+    Raises:
+        MlxsteerError: one of them is damaged.
+    """
     from ..extract import defaults
 
-    found, how = [], defaults(len(model.layers))
+    found: dict[str, Vector | None] = {}
+    how, file = defaults(len(model.layers)), f"{short_name(model_name)}.safetensors"
     for other in concepts():
-        if other.name == than.name:
-            continue
-        shipped = _shipped(other, model, model_name)
         cached = cached_vector_path(other, model.source, how)
-        if shipped is not None:
-            found.append(shipped)
-        elif cached.is_file():
-            found.append(read_vector(cached))
-    return found
+        found[other.name] = _shipped(other, model, model_name)
+        if found[other.name] is None and cached.is_file():
+            found[other.name] = read_vector(cached)
+    for path in sorted(than.folder.resolve().parent.glob(f"*/{glob.escape(file)}")):
+        found[path.parent.name] = _made_for(model, path) or found.get(path.parent.name)
+    own = (than.name, than.folder.name)
+    return [v for name, v in found.items() if v is not None and name not in own]
 
 
 def _shipped(found: Concept, model: Any, model_name: str) -> Vector | None:
     """Return the shipped vector of a concept, if it was made on this very model."""
     path = found.vector_path(short_name(model_name))
-    if path is None:
-        return None
+    return None if path is None else _made_for(model, path)
+
+
+def _made_for(model: Any, path: Path) -> Vector | None:
+    """Return the vector in a file, if it was made on this very model."""
     vector = read_vector(path)
     fits = vector.model is not None and vector.model.repo == model.source.repo
     return vector if fits else None
