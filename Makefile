@@ -15,7 +15,7 @@ BIN  := $(VENV)/bin
 DOCTESTS = $(shell grep -lE 'write-docs|mark[.]table' tests/test_*.py)
 MODEL := smollm2-135m
 CONCEPTS := $(patsubst vectors/%/vector.toml,%,$(wildcard vectors/*/vector.toml))
-SHIPPED := $(patsubst vectors/%/$(MODEL).safetensors,%,$(wildcard vectors/*/$(MODEL).safetensors))
+RECIPES := $(filter-out $(patsubst vectors/%/$(MODEL).safetensors,%,$(wildcard vectors/*/$(MODEL).safetensors)),$(CONCEPTS))
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -45,7 +45,7 @@ vectors: setup
 
 evidence: setup
 	@mkdir -p build && cp -Rp vectors build/
-	@$(BIN)/mlxsteer vectors build $(filter-out $(SHIPPED),$(CONCEPTS)) -m $(MODEL) -o build/vectors >/dev/null
+	@test -z "$(RECIPES)" || $(BIN)/mlxsteer vectors build $(RECIPES) -m $(MODEL) -o build/vectors >/dev/null
 	@$(MAKE) --no-print-directory $(CONCEPTS:%=vectors/%/evaluation.json)
 	@$(BIN)/python bench/gallery.py $(MODEL) --json bench/results/gallery.json >/dev/null
 

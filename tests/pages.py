@@ -168,7 +168,8 @@ def _strength_one(one: Known) -> str:
         why = f" What the recipe gives on `{MODEL}` fails its evidence." if failed else ""
         return (
             f"It ships as a recipe: there is no vector of it for `{MODEL}` here, and "
-            f"`-s {one.concept.name}=1` extracts one on the spot.{why}"
+            f"`-s {one.concept.name}=1` extracts one on the spot, on the middle third of the "
+            f"layers.{why}"
         )
     assert one.vector.calibration is not None
     factor, kl = one.vector.calibration["factor"], one.vector.calibration["kl"]
@@ -214,6 +215,12 @@ def answers(drawn: dict[str, Any], entry: dict[str, Any]) -> str:
 
 def _evidence(one: Known, record: Record) -> list[str]:
     name = one.concept.name
+    again = f"`mlxsteer eval {name}` measures it again"
+    if one.vector is None:
+        again = (
+            f"`mlxsteer vectors build {name} -m {MODEL} -o library`, which chooses the layers, and "
+            f"`mlxsteer eval library/{name}` measure it again"
+        )
     more = {
         **record,
         "verdict": list(record.get("verdict", ()))[1:],
@@ -221,8 +228,7 @@ def _evidence(one: Known, record: Record) -> list[str]:
     parts = ["### What was measured", said(more), table(record).rstrip()]
     parts.append(
         f"{_nulls(record)} Everything, answers too, is in [evaluation.json](evaluation.json); "
-        f"`mlxsteer eval {name}` measures it again, and [docs/library.md](../../docs/library.md) "
-        "says how."
+        f"{again}, and [docs/library.md](../../docs/library.md) says how."
     )
     if (one.concept.folder / "effect.png").is_file():
         parts.append("![effect against strength, beside asking and nulls](effect.png)")
@@ -315,10 +321,9 @@ def library_page(library: Sequence[Known]) -> str:
         parts.append(f"Not measured: {left}.\n")
     parts += [
         "## Again\n",
-        f"```sh\nmlxsteer eval joyful -m {MODEL} --json vectors/joyful/evaluation.json --plot "
-        "vectors/joyful/effect.png\nmake evidence    # that for every vector that has no newer "
-        "evaluation, then the gallery\nmake docs        # this page, the README's table, the "
-        "cards\n```",
+        f"```sh\nmlxsteer eval joyful -m {MODEL}   # one, beside the other vectors at hand\n"
+        "make evidence    # all that have no newer evaluation, beside all others, recipes too; "
+        "then the gallery\nmake docs        # this page, the README's table, the cards\n```",
     ]
     return "\n".join(parts) + "\n"
 

@@ -11,7 +11,7 @@ from mlxsteer.bench.results import Results, Row, read_results
 from mlxsteer.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("extract", "batch")
+SCRIPTS = ("extract", "evidence", "batch")
 DOCS = ROOT / "docs"
 PLOTS = {"overhead": plot_overhead, "contexts": plot_contexts}
 RESULTS = ROOT / "bench" / "results"
@@ -80,5 +80,12 @@ def test_the_figures_of_reading_and_writing_are_those_of_their_scripts() -> None
     library = figures["extract"]["library"]
     made = f"{library['pairs']} pairs of all {library['concepts']} concepts become directions"
     assert f"{made} of all layers in {library['seconds']:.0f} s" in text
+    took = figures["evidence"].values()
+    calibrating, measuring = (
+        f"{min(t[what] for t in took):.0f} to {max(t[what] for t in took):.0f} s"
+        for what in ("calibrate", "evaluate")
+    )
+    said = f"a calibration takes {calibrating} and all that is measured of a vector {measuring}"
+    assert said in text
     ratio = figures["batch"]["32 at once / one at a time"]
     assert f"{ratio['ratio']:.1f} times the tokens/s of one at a time" in text
