@@ -3,8 +3,8 @@
 # make lint    ruff check and ruff format --check        make types   mypy
 # make conformance holds every architecture of mlx-lm against its page in docs/ (a few minutes)
 # make docs    writes the generated pages of docs/       make vectors builds the shipped vectors
-# make evidence measures every concept that has no newer evaluation, beside all others (recipes are
-#              built into build/vectors for it: 15 minutes once), and writes the gallery
+# make evidence measures every concept whose evaluation is older than any vector, beside all others
+#              (recipes are built into build/vectors for it), and writes the gallery: an hour and more
 # make bench   measures what steering costs on this machine, for an hour on a slow one
 # make study   holds steering against asking in words, for half an hour on a slow one; then make docs
 # make lock    remakes requirements.lock                 make clean   removes what all this has made
@@ -49,7 +49,8 @@ evidence: setup
 	@$(MAKE) --no-print-directory $(CONCEPTS:%=vectors/%/evaluation.json)
 	@$(BIN)/python bench/gallery.py $(MODEL) --json bench/results/gallery.json >/dev/null
 
-vectors/%/evaluation.json: build/vectors/%/$(MODEL).safetensors
+# the others are its nulls: one that was made anew makes every evaluation old
+vectors/%/evaluation.json: build/vectors/%/$(MODEL).safetensors $(CONCEPTS:%=build/vectors/%/$(MODEL).safetensors)
 	@echo "evidence: $*"
 	@$(BIN)/mlxsteer eval build/vectors/$* -m $(MODEL) --json $@ --plot vectors/$*/effect.png >/dev/null
 

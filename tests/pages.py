@@ -322,7 +322,7 @@ def library_page(library: Sequence[Known]) -> str:
     parts += [
         "## Again\n",
         f"```sh\nmlxsteer eval joyful -m {MODEL}   # one, beside the other vectors at hand\n"
-        "make evidence    # all that have no newer evaluation, beside all others, recipes too; "
+        "make evidence    # all of them, if any vector is newer, beside all others, recipes too; "
         "then the gallery\nmake docs        # this page, the README's table, the cards\n```",
     ]
     return "\n".join(parts) + "\n"
