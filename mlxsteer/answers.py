@@ -108,13 +108,18 @@ def read_coherence(
 
 
 def means(
-    model: nn.Module, tokenizer: Any, sides: Sequence[Side], answers: Sequence[Written]
-) -> np.ndarray:
-    """Return the mean residual of each answer behind a prompt, unsteered, in the middle of the
-    model, `[N, D]`.
+    model: nn.Module, tokenizer: Any, sides: Sequence[Side], groups: Sequence[Sequence[Written]]
+) -> list[np.ndarray]:
+    """Return the mean residual of each answer of a group behind a prompt, unsteered, in the middle
+    of the model, `[N, D]` each. All groups are read together: a prompt is read once.
+
+    Args:
+        sides: the prompts; a group has an answer to each of them.
     """
-    texts = _joined(model, tokenizer, sides, answers)
-    return read_means(model, texts, len(model.layers) // 2)
+    asked = [side for some in groups for side, _ in zip(sides, some, strict=True)]
+    texts = _joined(model, tokenizer, asked, [one for some in groups for one in some])
+    read = iter(read_means(model, texts, len(model.layers) // 2))
+    return [np.array(list(itertools.islice(read, len(some)))) for some in groups]
 
 
 def _joined(

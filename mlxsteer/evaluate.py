@@ -166,7 +166,7 @@ def evaluate(
         )
     detected: list[float | None] = [None] * len(plans)
     if detector is not None and detector.admitted:
-        detected = [detector.share(means(model, tokenizer, texts, some)) for some in written]
+        detected = [detector.share(some) for some in means(model, tokenizer, texts, written)]
     rule = concept.rule
     if rule is not None and (package := missing(rule)) is not None:
         remarks.append(f"Sentiment was not counted: {package} is not installed.")
@@ -206,6 +206,7 @@ def evaluate(
         rule="" if rule is None else f"{rule.kind} ({'more' if rule.sign > 0 else 'less'} is more)",
         conditions=tuple(conditions),
         nulls=tuple(judged),
+        others=tuple(sorted((v.name, v.content_sha256) for v in others)),
         against_null=paired_bootstrap(one - np.array(judged[0].scores)),
         beaten_p=max(paired_bootstrap(one - np.array(n.scores)).p for n in judged),
         against_prompt=paired_bootstrap(one - scores[1]),
@@ -306,7 +307,7 @@ def _detector(
     instructions = (recipe.positive, recipe.negative)
     wanted = [[(recipe.side(text, said), OFF) for text in texts] for said in instructions]
     written = write(model, tokenizer, wanted, size.tokens, progress=progress, stage=stage)
-    features = [means(model, tokenizer, texts, some) for some in written]
+    features = means(model, tokenizer, texts, written)
     train = [some[: len(learn)] for some in features]
     held_out = [some[len(learn) :] for some in features]
     return Detector.fit((train[0], train[1]), (held_out[0], held_out[1]))

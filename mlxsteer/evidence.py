@@ -76,6 +76,8 @@ class Evidence:
         rule: what `counted` is, "" without one; `remarks`: what could not be measured, and why.
         conditions: baseline first, then prompted, steered by strength, and both.
         nulls: the strongest first.
+        others: name and content_sha256 of every vector of another concept that was at hand; the
+            nearest of them are nulls, so that with others the same vector is judged anew.
         against_null: strength 1 less the strongest null, per prompt; `beaten_p` is the largest p
             of all nulls, so that no choice among them flatters.
         against_prompt: strength 1 less the prompted model; `counted_against_prompt` is the same of
@@ -93,6 +95,7 @@ class Evidence:
     rule: str
     conditions: tuple[Condition, ...]
     nulls: tuple[NullScore, ...]
+    others: tuple[tuple[str, str], ...]
     against_null: Interval
     beaten_p: float
     against_prompt: Interval

@@ -22,13 +22,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
-from .capture import batches, capture, capturing
+from .capture import batches, capturing
 from .errors import MlxsteerError
 from .metrics import token_log_probs
 from .patch import PatchTap
 from .plan import taps
 from .prefix import branch_cache, shared_prefix
 from .progress import Progress, silent
+from .state import OFF
 from .steering import Steering
 from .taps import PLAIN, Add, Join, Tap, Taps
 
@@ -228,6 +229,16 @@ class Forced:
         mx.eval([kept[n] for n in new])
         return logits if pick.done else logits[picked]
 
+    def residuals(self) -> Iterator[tuple[np.ndarray, mx.array]]:
+        """Yield per pass which text each token of `read` is of `[n]`, and the residual that goes
+        into the lowest block that was named there, unsteered, `[n, D]`, float32.
+        """
+        for each, _ in zip(self._passes, self._each(OFF, len(self.model.layers)), strict=True):
+            residual = self._residuals.pop(each)[self.firsts[0]]  # behind it nothing is evaluated
+            if residual.ndim == 4:  # streams
+                residual = residual.astype(mx.float32).mean(axis=2)
+            yield each.rows, _flat(residual)[each.picked].astype(mx.float32)
+
     def log_probs(self, steering: Steering, *, progress: Progress = silent) -> np.ndarray:
         """Return the mean log-probability of each text's answer tokens, `[N]`, in nats."""
         stage = "reading answers"
@@ -299,7 +310,12 @@ def _branching(
 
 def read_means(model: nn.Module, texts: Sequence[Text], layer: int) -> np.ndarray:
     """Return the mean residual over each answer after one block, unsteered, `[N, D]`."""
-    spans = [(text.start, len(text.tokens)) for text in texts]
-    sequences = [text.tokens for text in texts]
-    found = capture(model, sequences, layers=[layer], positions=spans)
-    return found["resid_post"][:, 0]
+    # a pass does not read the last token of a text: nothing that is wanted hangs on this one
+    longer = [replace(text, tokens=(*text.tokens, 0)) for text in texts]
+    found: dict[int, np.ndarray] = {}
+    for rows, residual in Forced(model, longer, first=layer + 1).residuals():
+        values = np.asarray(residual)
+        for row in np.unique(rows):
+            # the first of a text's tokens here is the last of its prompt
+            found[int(row)] = values[rows == row][1:].mean(axis=0, dtype=np.float64)
+    return np.array([found[row] for row in range(len(found))], np.float32)

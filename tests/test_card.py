@@ -71,6 +71,7 @@ def evaluation(whole: Part, **more: Any) -> dict[str, Any]:
         rule="",
         conditions=conditions,
         nulls=(NullScore("refit", "refit 1", 1.0, (0.1, 0.2), zero),),
+        others=(),
         against_null=half,
         beaten_p=1e-4,
         against_prompt=zero,

@@ -100,6 +100,12 @@ def test_a_planted_effect_is_found() -> None:
     assert "beats the strongest of 7 nulls" in " ".join(e.verdict())
 
 
+def test_it_names_what_it_was_held_against() -> None:
+    (other,) = planted().others
+    v = calibrated(vector((LAYERS - 1,), seed=3, name="other"))
+    assert other == ("other", v.content_sha256)
+
+
 def test_its_opposite_comes_out_as_the_opposite() -> None:
     v = calibrated(towards(NEGATIVE, POSITIVE))
     e = evaluate(model(), tokenizer(), v, small_concept(), size=SMALL)

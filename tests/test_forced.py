@@ -1,5 +1,6 @@
 """Texts read under a steering give what one pass per text gives, token by token."""
 
+from collections.abc import Callable
 from typing import Any
 
 import adopted
@@ -156,10 +157,12 @@ def test_what_steers_below_the_lowest_block_is_refused() -> None:
         Text((1, 2, 3), 3)
 
 
-def test_means_are_of_the_answer_alone() -> None:
-    model = tiny()
-    found = read_means(model, TEXTS, 2)
-    for row, text in zip(found, TEXTS, strict=True):
+@pytest.mark.parametrize("texts", [TEXTS, CHOSEN], ids=["apart", "trunks"])
+@pytest.mark.parametrize("made", [tiny, deepseek], ids=["stream", "streams"])
+def test_means_are_of_the_answer_alone(texts: list[Text], made: Callable[[], Any]) -> None:
+    model = made()
+    found = read_means(model, texts, 2)
+    for row, text in zip(found, texts, strict=True):
         every = [
             capture(model, [text.tokens], layers=[2], positions=t)["resid_post"][0, 0]
             for t in range(len(text.tokens))
