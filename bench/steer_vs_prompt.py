@@ -8,7 +8,7 @@ of either behind more and more turns of neutral talk; and the prompt tokens and 
 first token that steering saves. Then a style guide in context, against the vector made of it.
 
 With --json every concept is saved when it is done, and one that is there and was measured on the
-same data is not measured again. `make docs` writes docs/prompting.md from the file.
+same data is not measured again; what an evaluation says is taken over anew. `make docs` writes docs/prompting.md from the file.
 """
 
 import dataclasses
@@ -74,7 +74,13 @@ def main() -> None:
             if options.anew or done.get(each.name, {}).get("key") != key:
                 found = one_concept(model, tokenizer, each, vector, options.seconds, progress)
                 done[each.name] = {"key": key, "commit": machine()["commit"], **found}
-                save(options.json, model, figures)
+            entry = done[each.name]
+            entry["judged"] = evaluated(each, vector, model) or (
+                was
+                if (was := entry.get("judged")) is not None and was["split"] == "dev"
+                else on_dev(model, tokenizer, each, vector)
+            )
+            save(options.json, model, figures)
             print(said_of(each.name, done[each.name]), flush=True)
         progress("concepts", len(chosen), len(chosen))
         if GUIDE not in names:
@@ -115,14 +121,12 @@ def kept(path: Path | None, model: Any) -> dict[str, Any]:
 
 
 def concept_key(concept: Concept, vector: Vector, model: Any) -> str:
-    """Return the hash of all that is measured of a concept."""
+    """Return the hash of all that is measured here of a concept."""
     recipe, completions = check(concept, "dev")
     said = [recipe.positive, recipe.place]
     answers = [[one.prompt, one.positive, one.negative] for one in completions]
     turns = [[turn.user, turn.assistant] for turn in neutral_turns()]
-    known = evaluated(concept, vector, model)
-    parts = [repr(model.source), vector.content_sha256, said, answers, turns, TURNS, PROMPTS, known]
-    return digest(parts)
+    return digest([repr(model.source), vector.content_sha256, said, answers, turns, TURNS, PROMPTS])
 
 
 def one_concept(
@@ -133,16 +137,14 @@ def one_concept(
     seconds: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return all figures of a concept."""
+    """Return what is measured here of a concept; what it is judged by stands in its evaluation."""
     recipe, completions = check(concept, "dev")
-    known = evaluated(concept, vector, model)
     scores = measure(model, tokenizer, concept, vector, neutral_turns(), TURNS, progress=progress)
     prompt = middle(tokenizer, completions)
     return {
         "vector_sha256": vector.content_sha256,
         "layers": list(vector.layers),
         "words": words(tokenizer, recipe.positive),
-        "judged": known or on_dev(model, tokenizer, concept, vector),
         "scores": scores,
         "first_token": first_token(
             model,

@@ -17,6 +17,7 @@ import pytest
 import steer_vs_prompt
 import style_guide
 from prompting import (
+    ARMS,
     Turn,
     conversation,
     evaluated,
@@ -268,15 +269,20 @@ def test_what_was_measured_is_kept_and_what_changed_is_measured_anew(
     loaded.source = ref()
     acting = {"terse": vector(scale=3.0), "joyful": vector(seed=1, scale=3.0)}
     times: list[str] = []
+    tried: list[str] = []
 
     def once(model: Any, tokenizer: Any, found: Concept, v: Vector, *rest: Any) -> dict[str, Any]:
         times.append(found.name)
         scores = measure(model, tokenizer, found, v, TURNS, (0, 1))
-        judged = {"split": "dev", "scores": {**scores["0"], "both": scores["0"]["steered"]}}
-        return {"vector_sha256": v.content_sha256, "judged": judged, "scores": scores}
+        return {"vector_sha256": v.content_sha256, "scores": scores}
+
+    def on_dev(model: Any, tokenizer: Any, found: Concept, v: Vector) -> dict[str, Any]:
+        tried.append(found.name)
+        return {"split": "dev", "scores": {arm: [0.5, 0.25] for arm in ARMS}}
 
     monkeypatch.setattr("mlxsteer.load", lambda *_, **__: (loaded, tokenizer()))
     monkeypatch.setattr(steer_vs_prompt, "one_concept", once)
+    monkeypatch.setattr(steer_vs_prompt, "on_dev", on_dev)
     monkeypatch.setattr(
         steer_vs_prompt, "steering_of", lambda named, *_: Steering((acting[named[0][0].name], 1.0))
     )
@@ -287,7 +293,12 @@ def test_what_was_measured_is_kept_and_what_changed_is_measured_anew(
     run(monkeypatch, "--concepts", "terse", "joyful", "--json", str(path))
     assert times == ["terse", "joyful", "terse"]
     run(monkeypatch, "--concepts", "joyful", "--anew", "--json", str(path))
-    assert times == ["terse", "joyful", "terse", "joyful"]
+    assert times == ["terse", "joyful", "terse", "joyful"] == tried
+    known = {"split": "test", "scores": {arm: [0.75, 0.5] for arm in ARMS}}
+    monkeypatch.setattr(steer_vs_prompt, "evaluated", lambda *_: known)
+    run(monkeypatch, "--concepts", "terse", "--json", str(path))
+    assert len(times) == len(tried) == 4, "an evaluation is taken over, nothing is measured for it"
+    assert json.loads(path.read_text())["figures"]["concepts"]["terse"]["judged"] == known
     figures = json.loads(path.read_text())["figures"]
     assert sorted(figures["concepts"]) == ["joyful", "terse"]
     assert figures["concepts"]["terse"]["vector_sha256"] == acting["terse"].content_sha256
