@@ -8,7 +8,8 @@ of either behind more and more turns of neutral talk; and the prompt tokens and 
 first token that steering saves. Then a style guide in context, against the vector made of it.
 
 With --json every concept is saved when it is done, and one that is there and was measured on the
-same data is not measured again; what an evaluation says is taken over anew. `make docs` writes docs/prompting.md from the file.
+same data is not measured again; what an evaluation says is taken over anew. `make docs` writes
+docs/prompting.md from the file.
 """
 
 import dataclasses

@@ -57,6 +57,22 @@ def test_what_is_shipped_was_measured_whole_and_of_the_vector_beside_it(one: Kno
         assert one.record is record or one.record == record
 
 
+def stale(library: list[Known]) -> list[str]:
+    """Which evaluations were made beside other vectors than those that were judged."""
+    judged = {one.concept.name: one.record["vector_sha256"] for one in library if one.record}
+    found = []
+    for one in library:
+        if one.record is not None:
+            beside = {name: sha for name, sha in one.record["others"] if name in judged}
+            if beside != {n: sha for n, sha in judged.items() if n != one.concept.name}:
+                found.append(one.concept.name)
+    return found
+
+
+def test_every_concept_was_judged_beside_the_others_as_they_are() -> None:
+    assert not stale(LIBRARY), "delete these evaluations and run make evidence"
+
+
 # The same on a library of two concepts with evaluations of our own
 
 
@@ -107,6 +123,7 @@ def scored(name: str, sha256: str, effect: float, **changes: Any) -> dict[str, A
                 "effect": vars(paired_bootstrap([effect / 2] * 24)),
             }
         ],
+        "others": [],
         "against_prompt": vars(paired_bootstrap([-effect + n for n in noise])),
         "tokens_saved": 20.0,
         "settings": vars(FULL),
@@ -145,6 +162,23 @@ def drawn(library: list[Known]) -> dict[str, Any]:
     }
     prompts = ["Day?", "Night?"]
     return {"prompts": prompts, "strengths": [-1, 0, 1], "tokens": 8, "concepts": there}
+
+
+def test_a_vector_that_was_made_anew_makes_the_evaluations_beside_it_stale(
+    small: list[Concept],
+) -> None:
+    (terse, formal), paths = known(small), [one.folder / "evaluation.json" for one in small]
+    assert terse.record is not None
+    assert formal.record is not None
+    pairs = [["terse", terse.record["vector_sha256"]], ["formal", formal.record["vector_sha256"]]]
+    for path, other in zip(paths, reversed(pairs), strict=True):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "others": [other, ["x", "y"]]}))
+    assert stale(known(small)) == []
+    record = json.loads(paths[0].read_text())
+    paths[0].write_text(json.dumps({**record, "others": [["formal", "another"]]}))
+    assert stale(known(small)) == ["terse"]
+    paths[0].write_text(json.dumps({**record, "others": []}))
+    assert stale(known(small)) == ["terse"]
 
 
 def test_figures_are_those_of_the_evaluations(small: list[Concept]) -> None:
