@@ -2,11 +2,11 @@
 
 A `Forced` holds texts, each a prompt and an answer that is read and not written. Every call reads
 all of them once under one steering. What all texts share is read once, and so is a long prompt that
-has several short answers; texts are batched by length, and blocks below the first that can be
-steered are read in the first call and never again: their residual is patched in, and MLX never
-evaluates what is replaced. Where several such places are named, a call goes on from the highest
-that its steering does not reach below. Behind the last block only the answers' tokens go on: the
-head, a fifth of a small model, is not for prompts.
+has several short answers, which go on from prompts of any length. Texts are batched by length, and
+blocks below the first that can be steered are read in the first call and never again: their
+residual is patched in, and MLX never evaluates what is replaced. Where several such places are
+named, a call goes on from the highest that its steering does not reach below. Behind the last block
+only the answers' tokens go on: the head, a fifth of a small model, is not for prompts.
 
 It knows nothing of what the texts are nor of what is made of the logits. Shapes: a pass gives
 `[n, V]` for the `n` answer tokens in it.
@@ -69,13 +69,14 @@ class _Pass:
     Attributes:
         rows: which text every wanted logit belongs to, `[n]`.
         targets: the token that each should predict, `[n]`.
+        positions, starts: where each row goes on in its text, and where its answer begins.
         picked: its place among the `B * T`, `[n]`.
         trunk: the prompts that are read before it, if they are; every row goes on from one of them.
         behind: which, per row; without a trunk all go on from what all texts share.
     """
 
     tokens: mx.array
-    position: int
+    positions: tuple[int, ...]
     starts: tuple[int, ...]
     rows: np.ndarray
     targets: np.ndarray
@@ -141,11 +142,13 @@ class Forced:
         size = max(64, min(1024, (1 << 26) // int(model.args.vocab_size)))
         trunks = _trunks(texts, self.prefix) if self.prefix else []
         if trunks:
-            self._passes = list(_branching(texts, trunks, self.prefix, size))
+            # of mlx-lm's classes, which adopted models are of, some know one offset for all rows
+            apart = hasattr(model, "report")
+            self._passes = list(_branching(texts, trunks, self.prefix, size, apart))
         else:
             lengths = [len(text.tokens) - 1 - self.prefix for text in texts]
             some = batches(lengths, size)
-            self._passes = [_make_pass(texts, batch, self.prefix) for batch in some]
+            self._passes = [_make_pass(texts, batch, [self.prefix] * len(batch)) for batch in some]
         self._head = mx.array(np.array([texts[0].tokens[: self.prefix]], np.int32))
         self._head_end = mx.array([self.prefix - 1])
         # block -> its input; of every pass, every trunk, and what all share (None)
@@ -195,8 +198,9 @@ class Forced:
                 wanted = taps(tuple(steering.at(self.prefix, T, n) for n in trunk.starts))
                 self._through(trunk, trunk.tokens, mx.array([0]), before, wanted, lowest)
             T = each.tokens.shape[1]
-            acting = tuple(steering.at(each.position, T, start) for start in each.starts)
-            cache, wanted = branch_cache(before, each.behind, each.position), taps(acting)
+            begun = zip(each.positions, each.starts, strict=True)
+            wanted = taps(tuple(steering.at(position, T, start) for position, start in begun))
+            cache = branch_cache(before, each.behind, each.positions)
             logits = self._through(each, each.tokens, each.picked, cache, wanted, lowest)
             yield each.rows, each.targets, logits.astype(mx.float32)
 
@@ -252,22 +256,22 @@ class Forced:
         return np.array([found[row] for row in range(len(found))])
 
 
-def _make_pass(texts: Sequence[Text], batch: list[int], prefix: int) -> _Pass:
-    T = max(len(texts[i].tokens) for i in batch) - 1 - prefix
+def _make_pass(texts: Sequence[Text], batch: list[int], positions: Sequence[int]) -> _Pass:
+    T = max(len(texts[i].tokens) - 1 - p for i, p in zip(batch, positions, strict=True))
     padded = np.zeros((len(batch), T), np.int32)
     rows: list[int] = []
     targets: list[int] = []
     picked: list[int] = []
-    for row, i in enumerate(batch):
+    for row, (i, position) in enumerate(zip(batch, positions, strict=True)):
         tokens, start = texts[i].tokens, texts[i].start
-        rest = tokens[prefix:-1]
+        rest = tokens[position:-1]
         padded[row, : len(rest)] = rest
         rows += [i] * (len(tokens) - start)
         targets += tokens[start:]
-        picked += [row * T + t for t in range(start - 1 - prefix, len(rest))]
+        picked += [row * T + t for t in range(start - 1 - position, len(rest))]
     starts = tuple(texts[i].start for i in batch)
     where = np.array(rows), np.array(targets), mx.array(picked)
-    return _Pass(mx.array(padded), prefix, starts, *where, (0,) * len(batch))
+    return _Pass(mx.array(padded), tuple(positions), starts, *where, (0,) * len(batch))
 
 
 def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
@@ -283,28 +287,32 @@ def _trunks(texts: Sequence[Text], prefix: int) -> list[list[int]]:
 
 
 def _branching(
-    texts: Sequence[Text], trunks: Sequence[list[int]], prefix: int, size: int
+    texts: Sequence[Text], trunks: Sequence[list[int]], prefix: int, size: int, apart: bool
 ) -> Iterator[_Pass]:
-    """Yield passes over answers alone, of about `size` tokens, each behind prompts of one length,
-    which are read before in trunks of as many tokens.
+    """Yield passes over answers alone, of about `size` tokens, each behind prompts that are read
+    before in trunks of as many tokens.
+
+    Args:
+        apart: whether prompts of one length and of another have to be in different passes.
     """
     lengths = [texts[some[0]].start - 1 - prefix for some in trunks]
     for batch in batches([max(1, length) for length in lengths], size):
         padded = np.zeros((len(batch), max(lengths[n] for n in batch)), np.int32)
-        by_start: dict[int, dict[int, int]] = {}  # an answer's text -> its row of the trunk
+        groups: dict[int, dict[int, int]] = {}  # an answer's text -> its row of the trunk
         for row, n in enumerate(batch):
             first = texts[trunks[n][0]]
             padded[row, : lengths[n]] = first.tokens[prefix : first.start - 1]
-            by_start.setdefault(first.start, {}).update(dict.fromkeys(trunks[n], row))
+            group = groups.setdefault(first.start if apart else 0, {})
+            group.update(dict.fromkeys(trunks[n], row))
         starts = tuple(texts[trunks[n][0]].start for n in batch)
         trunk = _Trunk(mx.array(padded), starts) if padded.size else None
-        for start, rows in by_start.items():
+        for rows in groups.values():
             answers = list(rows)
-            for some in batches([len(texts[i].tokens) - start for i in answers], size):
-                found = _make_pass(texts, [answers[n] for n in some], start - 1)
+            for some in batches([len(texts[i].tokens) - texts[i].start for i in answers], size):
+                picked = [answers[n] for n in some]
+                found = _make_pass(texts, picked, [texts[i].start - 1 for i in picked])
                 if trunk is not None:
-                    behind = tuple(rows[answers[n]] for n in some)
-                    found = replace(found, behind=behind, trunk=trunk)
+                    found = replace(found, behind=tuple(rows[i] for i in picked), trunk=trunk)
                 yield found
 
 

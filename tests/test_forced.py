@@ -26,7 +26,7 @@ TEXTS = [
 ]
 
 
-# Three questions with three choices each, of which two questions are equally long
+# Three questions with three choices each; one question is longer than the others
 QUESTIONS = ((2, 7, 9, 11, 4, 8, 6), (2, 7, 12, 13, 5, 14, 15, 16), (2, 7, 3, 11, 4, 10, 9))
 CHOICES = ((30, 31, 1), (32, 1), (33, 34, 35, 1))
 CHOSEN = [Text((*asked, *said), len(asked)) for asked in QUESTIONS for said in CHOICES]
@@ -85,18 +85,18 @@ def test_how_many_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(type(model), "__call__", counted)
     Forced(model, CHOSEN).log_probs(Steering())
-    assert read == [(1, 2), (3, 5), (6, 4), (3, 4)]
+    assert read == [(1, 2), (3, 5), (9, 4)]
     read.clear()
     Forced(model, CHOSEN[:2]).log_probs(Steering())  # of one question: all is shared
     assert read == [(1, 6), (2, 3)]
     read.clear()
     Forced(model, [*CHOSEN[:4], *CHOSEN[6:]]).log_probs(Steering())  # not as many of each
-    assert read == [(1, 2), (3, 5), (6, 4), (1, 3)]
+    assert read == [(1, 2), (3, 5), (7, 4)]
     read.clear()
     long = [Text((*text.tokens[:-1], *range(12), 1), text.start) for text in CHOSEN[:3]]
     Forced(model, [*long, *CHOSEN[3:]]).log_probs(Steering())
-    # the short ones behind a prompt of the same length are not padded to the long ones
-    assert read == [(1, 2), (3, 5), (3, 4), (3, 16), (3, 4)]
+    # short ones are read together behind prompts of any length, and not padded to the long ones
+    assert read == [(1, 2), (3, 5), (6, 4), (3, 16)]
 
 
 def test_sliding_windows_are_read_too() -> None:
@@ -126,16 +126,18 @@ def test_the_head_reads_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(read) == 1 + sum(len(text.tokens) - text.start for text in TEXTS)
 
 
-def test_an_adopted_model_is_read_too() -> None:
+@pytest.mark.parametrize("texts", [TEXTS, CHOSEN], ids=["apart", "trunks"])
+@pytest.mark.parametrize("family", ["olmo2", "gemma2"])  # Gemma 2's has one offset for all rows
+def test_an_adopted_model_is_read_too(family: str, texts: list[Text]) -> None:
     """It never asks for a join, so that all its tokens reach the head."""
-    model = adopt(build("olmo2"))
+    model = adopt(build(family))
     last = len(model.layers) - 1
     v = adopted.vector(model, (last,), "resid_post", scale=3.0)
-    forced = Forced(model, TEXTS, last)
+    forced = Forced(model, texts, last)
     steerings = [Steering((v, strength)) for strength in (0.0, 1.0, -1.0)]
     found = [forced.log_probs(steering) for steering in steerings]
     for steering, one in zip(steerings, found, strict=True):
-        assert one == pytest.approx(by_hand(model, steering), rel=1e-4)
+        assert one == pytest.approx(by_hand(model, steering, texts), rel=1e-4)
     assert np.abs(found[1] - found[0]).max() > 0.01
     assert np.abs(found[1] - found[2]).max() > 0.01
 
