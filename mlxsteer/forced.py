@@ -29,6 +29,7 @@ from .patch import PatchTap
 from .plan import taps
 from .prefix import branch_cache, shared_prefix
 from .progress import Progress, silent
+from .selftest import reads_ragged
 from .state import OFF
 from .steering import Steering
 from .taps import PLAIN, Add, Join, Tap, Taps
@@ -142,8 +143,7 @@ class Forced:
         size = max(64, min(1024, (1 << 26) // int(model.args.vocab_size)))
         trunks = _trunks(texts, self.prefix) if self.prefix else []
         if trunks:
-            # of mlx-lm's classes, which adopted models are of, some know one offset for all rows
-            apart = hasattr(model, "report")
+            apart = not reads_ragged(model)
             self._passes = list(_branching(texts, trunks, self.prefix, size, apart))
         else:
             lengths = [len(text.tokens) - 1 - self.prefix for text in texts]

@@ -20,6 +20,7 @@ from .progress import Progress, silent
 from .prompt_cache import read_alike
 from .prompts import Message, check_length, render
 from .runtime import Live, Steered
+from .selftest import reads_ragged
 from .steering import Steering
 from .taps import Taps
 
@@ -201,8 +202,9 @@ def generate_batch(
     """Yield `(row, token)` of many prompts written at once, each row with its own steering.
 
     A row ends when it has written an end token (not yielded) or `max_tokens` tokens. At most
-    `BATCH` rows are written at once; when one ends, the next prompt takes its place. What prompts
-    begin with alike, such as a system prompt, is read once under each steering.
+    `BATCH` rows are written at once, or one where mlx-lm's class cannot; when one ends, the next
+    prompt takes its place. What prompts begin with alike, such as a system prompt, is read once
+    under each steering.
 
     Args:
         steering: one for all rows, or one per row.
@@ -267,13 +269,14 @@ def _answers(
     end = think_end(tokenizer)
     caches = [steered.make_cache(s, len(r), end) for s, r in zip(each, rows, strict=True)]
     begun = read_alike(steered, rows, caches)
+    at_once = BATCH if reads_ragged(model) else 1
     generator = BatchGenerator(
         steered,
         max_tokens=max_tokens,
         stop_tokens=[[t] for t in tokenizer.eos_token_ids],
         sampler=sampling.sampler(),
-        prefill_batch_size=BATCH,
-        completion_batch_size=BATCH,
+        prefill_batch_size=at_once,
+        completion_batch_size=at_once,
     )
     try:
         uids = generator.insert(

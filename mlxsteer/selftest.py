@@ -5,7 +5,8 @@ layer: calls are counted, MLX is lazy, nothing is computed for it. Then one laye
 held against the meaning of the sites, on three tokens: it is its input plus what joins; an edit
 leaves every layer below bit-identical, changes its own place by exactly the edit, enters the stream
 and reaches the layer above, from the last one the logits. "The logits move" would not do: an edit
-at the wrong layer passes that. It knows nothing of vectors, families or files.
+at the wrong layer passes that. Whether rows of different lengths may be read in one batch is asked
+beside it. It knows nothing of vectors, families or files.
 """
 
 import operator
@@ -21,10 +22,11 @@ from .errors import MlxsteerError
 from .plan import EditTap
 from .taps import JOINS, SITES, Add, Join, Tap, Taps, site_place
 
-__all__ = ["Report", "report_of", "selftest"]
+__all__ = ["Report", "reads_ragged", "report_of", "selftest"]
 
 TOKENS = 3
 ROUNDING = 2.0**-6  # of the summed magnitudes: a few roundings of bfloat16
+FAR = {True: 2.0**-12, False: 2.0**-4}  # float32 or not: more of the largest logit is no rounding
 
 Kept = dict[tuple[int, str], mx.array]
 
@@ -39,6 +41,7 @@ class Report:
         tested: the layers whose edits were followed, one of each kind.
         sites: what the tested layers have.
         width, vocabulary: of the stream and of the logits.
+        ragged: whether rows of different lengths go on in one batch as each does alone.
     """
 
     layers: int
@@ -47,12 +50,14 @@ class Report:
     sites: tuple[str, ...]
     width: int
     vocabulary: int
+    ragged: bool
 
     def __str__(self) -> str:
         tested = ", ".join(map(str, self.tested))
         return (
             f"passed: {self.taps} taps in {self.layers} layers fired once each and in order; edits "
             f"followed through layer {tested} at {', '.join(self.sites)}"
+            + ("" if self.ragged else "; mlx-lm reads no rows of different lengths at once with it")
         )
 
 
@@ -129,6 +134,14 @@ def report_of(model: nn.Module) -> Report:
     return selftest(model, [dict.fromkeys(SITES, True)] * count, kinds, [True] * count)
 
 
+def reads_ragged(model: nn.Module) -> bool:
+    """Return whether rows of different lengths may be read in one batch: our definitions all do,
+    and of an adopted model its self-test knows.
+    """
+    found: Report | None = getattr(model, "report", None)
+    return found is None or found.ragged
+
+
 class _Test:
     """One model and what an unedited pass leaves at each of its sites."""
 
@@ -170,7 +183,28 @@ class _Test:
             sites=tuple(site for site in SITES if any(self.sites[n][site] for n in chosen)),
             width=self.plain[0, "resid_post"].shape[-1],
             vocabulary=self.logits.shape[-1],
+            ragged=self.ragged(),
         )
+
+    def ragged(self) -> bool:
+        """Whether rows of different lengths go on in one batch as each does alone: not in a class
+        that takes one offset for that of all rows, or a mask for one without rows.
+        """
+        rows = [list(range(1, length + 1)) for length in range(1, TOKENS + 1)]
+        alone, caches = [], []
+        for row in rows:
+            caches.append(self.model.make_cache())
+            self.model(mx.array([row]), cache=caches[-1])
+            alone.append(self.model(mx.array([[*row, TOKENS]]), cache=self.model.make_cache()))
+        expected = mx.stack([logits[0, -1] for logits in alone]).astype(mx.float32)
+        try:
+            cache = [type(entries[0]).merge(entries) for entries in zip(*caches, strict=True)]
+            found = self.model(mx.array([[TOKENS]] * len(rows)), cache=cache)[:, -1]
+            off = mx.abs(found.astype(mx.float32) - expected).max()
+            most = FAR[found.dtype == mx.float32] * mx.abs(expected).max()
+            return bool((off <= most).item())
+        except Exception:  # whatever a class makes of shapes that it does not expect
+            return False
 
     def at(self, kept: Kept, layer: int) -> dict[str, mx.array]:
         return {site: kept[layer, site] for site in SITES if self.sites[layer][site]}

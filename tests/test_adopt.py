@@ -31,7 +31,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from tiny import CONFIGS, DTYPES, LAYERS, WIDTH, direction, nodes, twins
+from tiny import CONFIGS, DTYPES, LAYERS, WIDTH, direction, nodes, tokenizer, twins
 from tiny import vector as tiny_vector
 from tiny_folder import write_tokenizer, write_weights
 from zoo import build, config
@@ -42,7 +42,7 @@ from mlxsteer.adopt import adopt
 from mlxsteer.capture import capture, capturing
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.extract import extract
-from mlxsteer.generate import forward
+from mlxsteer.generate import forward, generate_batch
 from mlxsteer.loading import load
 from mlxsteer.patch import patching
 from mlxsteer.plan import EditTap, taps
@@ -726,6 +726,31 @@ def test_requests_of_a_batch_keep_their_own() -> None:
     steerings = [Steering()] * 3
     unsteered = written([0, 1, 2])
     assert [a == b for a, b in zip(together, unsteered, strict=True)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "ragged"),
+    [("olmo2", True), ("gemma2", False), ("phi3small", False), ("gpt_bigcode", False)],
+)
+def test_prompts_of_different_lengths_are_answered_as_alone(
+    architecture: str, ragged: bool
+) -> None:
+    """Classes of mlx-lm that cannot batch them are given one at a time."""
+    model, words = adopt(build(architecture)), tokenizer()
+    assert model.report.ragged == ragged
+    assert ("rows of different lengths" in str(model.report)) != ragged
+    prompts = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [9, 4], [7, 7, 7, 7], [1, 2]]
+    v = vector(model, (1,), "resid_post", scale=8.0)
+    steerings = [Steering((v, strength)) for strength in (0.0, 1.0, -1.0, 1.0, 0.0)]
+    together: list[list[int]] = [[] for _ in prompts]
+    for row, token in generate_batch(model, words, prompts, steering=steerings, max_tokens=4):
+        together[row].append(token)
+    for prompt, steering, found in zip(prompts, steerings, together, strict=True):
+        text = list(prompt)
+        for _ in found:
+            text.append(int(np.argmax(forward(model, text, steering=steering)[-1])))
+        assert found == text[len(prompt) :]
+        assert len(found) == 4
 
 
 @pytest.mark.parametrize(
