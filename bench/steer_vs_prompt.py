@@ -2,10 +2,11 @@
 
     python bench/steer_vs_prompt.py [MODEL] [--concepts pirate terse] [--json FILE]
 
-For every concept of the library: what asking, steering at 1 and both do on completions that were
-written beforehand (from its evaluation.json where it has one, else on the dev split); what is left
-of either behind more and more turns of neutral talk; and the prompt tokens and the time to the
-first token that steering saves. Then a style guide in context, against the vector made of it.
+For every concept of the library that has a vector for the model (for all, if none has): what
+asking, steering at 1 and both do on completions that were written beforehand (from its
+evaluation.json where it has one, else on the dev split); what is left of either behind more and
+more turns of neutral talk; and the prompt tokens and the time to the first token that steering
+saves. Then a style guide in context, against the vector made of it.
 
 With --json every concept is saved when it is done, and one that is there and was measured on the
 same data is not measured again; what an evaluation says is taken over anew. `make docs` writes
@@ -59,7 +60,8 @@ def main() -> None:
     reader.add_argument("--anew", action="store_true", help="measure what is there, too")
     options = reader.parse_args()
     logging.basicConfig(format="%(message)s")
-    names = options.concepts or [*(each.name for each in concepts()), GUIDE]
+    shipped = [each for each in concepts() if each.vector_path(options.model) is not None]
+    names = options.concepts or [*(each.name for each in shipped or concepts()), GUIDE]
     chosen = [find_concept(name) for name in names if name != GUIDE]
     with bars() as progress:
         model, tokenizer = mlxsteer.load(options.model, progress=progress)

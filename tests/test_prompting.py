@@ -308,6 +308,32 @@ def test_what_was_measured_is_kept_and_what_changed_is_measured_anew(
         run(monkeypatch, "--concepts", "terse", "--json", str(path))
 
 
+@pytest.mark.parametrize("chosen", ["smollm2-135m", "another"])
+def test_what_ships_no_vector_is_left_out_where_others_have_one(
+    chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded, path = tiny(), tmp_path / "study.json"
+    loaded.source = ref()
+    monkeypatch.setattr("mlxsteer.load", lambda *_, **__: (loaded, tokenizer()))
+    steering = Steering((vector(), 1.0))
+    monkeypatch.setattr(steer_vs_prompt, "steering_of", lambda *_: steering)
+    monkeypatch.setattr(steer_vs_prompt, "evaluated", lambda *_: {"split": "test"})
+    monkeypatch.setattr(steer_vs_prompt, "others_at_hand", lambda *_: [])
+    monkeypatch.setattr(steer_vs_prompt.Neutral, "kept", lambda *_, **__: None)
+    for name in ("one_concept", "measure_guide"):
+        monkeypatch.setattr(steer_vs_prompt, name, lambda *_, **__: {})
+    for name in ("said_of", "said_of_guide"):
+        monkeypatch.setattr(steer_vs_prompt, name, lambda *_: "")
+    run(monkeypatch, chosen, "--json", str(path))
+    figures = json.loads(path.read_text())["figures"]
+    shipped = {found.name for found in concepts() if found.vector_path("smollm2-135m")}
+    assert "sea" in shipped
+    assert "pirate" not in shipped
+    everything = {found.name for found in concepts()}
+    assert set(figures["concepts"]) == (shipped if chosen == "smollm2-135m" else everything)
+    assert "guide" in figures
+
+
 # what it is measured with
 
 
