@@ -319,7 +319,7 @@ def test_what_ships_no_vector_is_left_out_where_others_have_one(
     monkeypatch.setattr(steer_vs_prompt, "steering_of", lambda *_: steering)
     monkeypatch.setattr(steer_vs_prompt, "evaluated", lambda *_: {"split": "test"})
     monkeypatch.setattr(steer_vs_prompt, "others_at_hand", lambda *_: [])
-    monkeypatch.setattr(steer_vs_prompt.Neutral, "kept", lambda *_, **__: None)
+    monkeypatch.setattr("mlxsteer.neutral.Neutral.kept", lambda *_, **__: None)
     for name in ("one_concept", "measure_guide"):
         monkeypatch.setattr(steer_vs_prompt, name, lambda *_, **__: {})
     for name in ("said_of", "said_of_guide"):
