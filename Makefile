@@ -104,7 +104,7 @@ endef
 
 # MLX compiles kernels with g++, which makes vector loops of them only where it is told to: swiglu has
 # the same bits in a twentieth of the time. The header of all kernels is compiled once, which is most
-# of each. What MLX has compiled before (in /tmp/mlx) stays as it is.
+# of each. What MLX has compiled before (mlx/ of the temporary folder) stays as it is.
 SIMD := -mavx2 -mfma -ffp-contract=off -fno-trapping-math -finline-limit=1000
 define compiler
 rm -f $(BIN)/g++; \

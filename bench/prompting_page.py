@@ -106,7 +106,9 @@ def _summary(record: Record) -> str:
     m, model = record["machine"], record["model"]
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
     entries = [*record["figures"]["concepts"].values(), record["figures"]["guide"]]
-    commits = ", ".join(sorted({str(entry["commit"]) for entry in entries}))
+    chips, commits = (
+        ", ".join(sorted({str(entry[name]) for entry in entries})) for name in ("chip", "commit")
+    )
     rest = [found.name for found in concepts() if found.name not in record["figures"]["concepts"]]
     without = (
         f" Not studied, because they fail their evidence and ship no vector: {', '.join(rest)}."
@@ -116,7 +118,7 @@ def _summary(record: Record) -> str:
         "against a vector at strength 1, and both against the model as it is. `make docs` writes "
         "it from `bench/results/steer_vs_prompt.json`, which `make study` measures.\n\n"
         f"{model['repo']} ({model['quantization']} as stored, computed in {model['dtype']}) on "
-        f"{m['chip']}, {m['cpu_cores']} CPU cores, {m['system']}, device {m['device']}; "
+        f"{chips}, {m['cpu_cores']} CPU cores, {m['system']}, device {m['device']}; "
         f"{versions}; commit {commits}. It is one small model; a larger one follows instructions "
         f"better.{without if rest else ''}\n\n"
         "The score is that of `mlxsteer eval`: nats per token by which the model prefers the "

@@ -76,7 +76,7 @@ def main() -> None:
             key = concept_key(each, vector, model)
             if options.anew or done.get(each.name, {}).get("key") != key:
                 found = one_concept(model, tokenizer, each, vector, options.seconds, progress)
-                done[each.name] = {"key": key, "commit": machine()["commit"], **found}
+                done[each.name] = {"key": key, **measured_on(), **found}
             entry = done[each.name]
             entry["judged"] = evaluated(each, vector, model) or (
                 was
@@ -103,9 +103,15 @@ def main() -> None:
                 seconds=5 * options.seconds,
                 progress=progress,
             )
-            figures["guide"] = {"key": key, "commit": machine()["commit"], **found}
+            figures["guide"] = {"key": key, **measured_on(), **found}
             save(options.json, model, figures)
         print(said_of_guide(figures["guide"]))
+
+
+def measured_on() -> dict[str, Any]:
+    """Return chip and commit: a file may hold what several machines measured."""
+    found = machine()
+    return {name: found[name] for name in ("chip", "commit")}
 
 
 def kept(path: Path | None, model: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from tiny import CONFIGS, DTYPES, LAYERS, WIDTH, direction, nodes, tokenizer, twins
+from tiny import CONFIGS, DTYPES, LAYERS, WIDTH, direction, nodes, tiny, tokenizer, twins
 from tiny import vector as tiny_vector
 from tiny_folder import write_tokenizer, write_weights
 from zoo import build, config
@@ -584,6 +584,12 @@ def test_the_report() -> None:
     ours, _ = twins()
     report = report_of(ours)
     assert (report.taps, report.width, report.vocabulary) == (16, WIDTH, 96)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_our_definitions_read_rows_of_different_lengths(family: str) -> None:
+    """`reads_ragged` takes it for granted."""
+    assert report_of(tiny(family=family)).ragged
 
 
 # What is refused

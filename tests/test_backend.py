@@ -81,6 +81,20 @@ def test_what_is_missing_is_named(
     ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's compiler and BLAS")
+def test_what_a_compiler_makes_of_a_kernel_has_the_bits_of_mlx() -> None:
+    """`make setup` tells g++ to make vector loops: one kernel against three of MLX's own."""
+    import mlx.core as mx
+    from mlx_lm.models.activations import swiglu
+
+    a, b = 4 * mx.random.normal((64, 96)), mx.random.normal((64, 96))
+    sigmoid = mx.sigmoid(a)
+    mx.eval(sigmoid)
+    gated = a * sigmoid
+    mx.eval(gated)
+    assert mx.array_equal(swiglu(a, b), gated * b)
+
+
 def test_a_cpu_takes_dense_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu in (True, False):
         monkeypatch.setattr(backend, "_on_cpu", lambda cpu=cpu: cpu)

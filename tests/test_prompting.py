@@ -34,6 +34,7 @@ from test_scoring import log_prob
 from tiny import ref, tokenizer, vector
 
 from mlxsteer.answers import Written
+from mlxsteer.bench.machine import machine
 from mlxsteer.completions import Completion
 from mlxsteer.errors import MlxsteerError
 from mlxsteer.evidence import SCHEMA
@@ -301,6 +302,9 @@ def test_what_was_measured_is_kept_and_what_changed_is_measured_anew(
     assert json.loads(path.read_text())["figures"]["concepts"]["terse"]["judged"] == known
     figures = json.loads(path.read_text())["figures"]
     assert sorted(figures["concepts"]) == ["joyful", "terse"]
+    here = machine()
+    for entry in figures["concepts"].values():
+        assert (entry["chip"], entry["commit"]) == (here["chip"], here["commit"])
     assert figures["concepts"]["terse"]["vector_sha256"] == acting["terse"].content_sha256
     assert "terse: asked " in capsys.readouterr().out
     loaded.source = ref(repo="another/model")
@@ -397,6 +401,7 @@ def record(asked: float = 1.0, steered: float = 2.0, left: float = 0.5) -> dict[
         }
 
     entry = {
+        "chip": "chip",
         "commit": "abc",
         "words": 12,
         "judged": {
@@ -409,6 +414,7 @@ def record(asked: float = 1.0, steered: float = 2.0, left: float = 0.5) -> dict[
     }
     test = {"split": "test", "scores": arms(1.0), "detected": {"asked": 0.25, "steered": 0.75}}
     guide = {
+        "chip": "chip",
         "commit": "abc",
         "words": 600,
         "vectors": {how: {"layers": [10, 11, 19], "pairs": 48} for how in ("last", "response")},
@@ -431,7 +437,7 @@ def record(asked: float = 1.0, steered: float = 2.0, left: float = 0.5) -> dict[
         "first_token": {**time, "asked_tokens": 640, "ratio": 9.0},
         "answers": [{"prompt": "p", "plain": "a | b", "guide": "c", "last 1": "d"}],
     }
-    machine = {"chip": "chip", "cpu_cores": 2, "system": "Linux", "device": "CPU"}
+    machine = {"chip": "the last to write", "cpu_cores": 2, "system": "Linux", "device": "CPU"}
     return {
         "machine": {**machine, "versions": {"mlx": "1"}},
         "model": {"repo": "owner/model", "quantization": "q4_1", "dtype": "float32"},
